@@ -203,14 +203,15 @@ def data_folder(
     if not path.is_dir(): raise DataError('there is no such folder', path, 'Check HISTOLAB_DATA and the name of the data set')
     return path
 
-# %% ../nbs/foundations/00_core.ipynb #66876887
+# %% ../nbs/foundations/00_core.ipynb #7c84c13f
 def setting(
     name:str, # such as 'slide', 'out', 'mpp', 'seed'; read from `HISTOLAB_SLIDE` and so on
-    default=None, # what it is when nothing was said; numbers are converted to its type
+    default=None, # what it is when nothing was said
+    kind:type|None=None, # `int`, `float`, `str` or `bool`; the type of `default` if none
 ):
     "What the command line or the environment says of `name`"
-    v = os.environ.get(f'HISTOLAB_{name.upper()}')
+    v,kind = os.environ.get(f'HISTOLAB_{name.upper()}'),kind or (str if default is None else type(default))
     if v is None or v=='': return default
-    if default is None or isinstance(default, str): return v
-    try: return type(default)(v)
-    except ValueError: raise DataError(f'{name} should be of type {type(default).__name__}, not {v!r}', fix=f'Look at HISTOLAB_{name.upper()}') from None
+    if kind is bool: return v.lower() not in ('0', 'no', 'false', 'off')
+    try: return kind(v)
+    except ValueError: raise DataError(f'{name} should be of type {kind.__name__}, not {v!r}', fix=f'Look at HISTOLAB_{name.upper()}') from None
