@@ -87,7 +87,7 @@ def stain_angles(
     a,b = (o/np.linalg.norm(o, axis=1, keepdims=True) for o in (_check_matrix(a), _check_matrix(b)))
     return np.degrees(np.arccos((a*b).sum(1).clip(-1,1)))
 
-# %% ../nbs/foundations/03_stain.ipynb #1782fc3a
+# %% ../nbs/foundations/03_stain.ipynb #45edb222
 def _map_od(
     img:np.ndarray, # uint8 (..., 3)
     mat:np.ndarray, # what the optical densities are multiplied with (3,3)
@@ -96,15 +96,17 @@ def _map_od(
     n:int=1<<16, # pixels at a time
 )->np.ndarray: # uint8, as `img`
     "An affine map of the optical densities of an image"
-    table,mat = -_od_table(i0[0]),np.asarray(mat, np.float32)
-    const = (math.log(i0[1])-np.asarray(shift)).astype(np.float32)
+    table,mat,shift = -_od_table(i0[0]),np.asarray(mat, np.float32),np.asarray(shift, np.float32)
     x = img.reshape(-1,3)
     res = np.empty_like(x)
     for i in range(0, len(x), n):
         o = table.take(x[i:i+n])@mat
-        o += const
+        if shift.any(): o -= shift
+        o += math.log(i0[1])
         np.minimum(o, math.log(256), out=o)
-        res[i:i+n] = np.exp(o, out=o)-0.5
+        np.exp(o, out=o)
+        o -= 0.5
+        res[i:i+n] = o
     return res.reshape(img.shape)
 
 # %% ../nbs/foundations/03_stain.ipynb #8f4729a6
