@@ -17,16 +17,17 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/slides.html.md"""
 __all__ = ['columns', 'write_slide', 'OpenSlideReader', 'jpeg_layout', 'JpegTiffReader', 'Level', 'Slide', 'tissue_mask',
            'overview', 'tile_table', 'check_table', 'save_table', 'load_table', 'read_tiles']
 
-# %% ../nbs/foundations/02_slides.ipynb #9a0787f4
+# %% ../nbs/foundations/02_slides.ipynb #27d7dd64
 import functools, math, os, tempfile, threading
 import imagecodecs, numpy as np, openslide, pandas as pd, skimage, tifffile
 from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from fastcore.basics import patch
 from pathlib import Path
 from PIL import Image, ImageDraw
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 from .core import DataError, atomic_path, out_folder
 
 # %% ../nbs/foundations/02_slides.ipynb #f47dc4a3
@@ -37,7 +38,7 @@ def _shrink(a):
     for part in (a[1:h:2,:w:2], a[:h:2,1:w:2], a[1:h:2,1:w:2]): s += part
     return ((s+2)//4).astype(np.uint8)
 
-# %% ../nbs/foundations/02_slides.ipynb #6ae462ee
+# %% ../nbs/foundations/02_slides.ipynb #3114e465
 class _Level:
     "One level of a pyramid being written: rows in, JPEG tiles out, half-size rows on to the level above"
     def __init__(self, w, h, tile, encode, folder, top=512):
@@ -46,34 +47,41 @@ class _Level:
         more = max(w,h)>top and min(w,h)>1
         self.up = _Level(w//2, h//2, tile, encode, folder, top) if more else None
 
-    def add(self, band): # (rows,w,3) uint8
-        "Take the next rows of the level; any number of them"
-        self.rows.append(band[:, :self.w])
-        n = sum(map(len, self.rows))
-        if n<self.tile: return
-        rows,keep = np.concatenate(self.rows), n//self.tile*self.tile
-        self.rows = [rows[keep:].copy()]
-        self._emit(rows[:keep])
+# %% ../nbs/foundations/02_slides.ipynb #b9c497f3
+@patch
+def _put(self:_Level, t):
+    t = np.pad(t, ((0,self.tile-t.shape[0]), (0,self.tile-t.shape[1]), (0,0)), 'edge')
+    self.sizes.append(self.file.write(self.encode(t)))
 
-    def close(self):
-        "No more rows: encode what is left, here and above"
-        rest = np.concatenate(self.rows) if self.rows else []
-        if len(rest): self._emit(rest)
-        if self.up: self.up.close()
+@patch
+def _emit(self:_Level, rows):
+    for y in range(0, len(rows), self.tile):
+        for x in range(0, self.w, self.tile): self._put(rows[y:y+self.tile, x:x+self.tile])
+    if self.up and len(rows)>1: self.up.add(_shrink(rows))
 
-    def _emit(self, rows):
-        for y in range(0, len(rows), self.tile):
-            for x in range(0, self.w, self.tile): self._put(rows[y:y+self.tile, x:x+self.tile])
-        if self.up and len(rows)>1: self.up.add(_shrink(rows))
+# %% ../nbs/foundations/02_slides.ipynb #575c23f6
+@patch
+def add(self:_Level, band):
+    "Take the next rows (n,w,3) of the level"
+    self.rows.append(band[:, :self.w])
+    n = sum(map(len, self.rows))
+    if n<self.tile: return
+    rows,keep = np.concatenate(self.rows), n//self.tile*self.tile
+    self.rows = [rows[keep:].copy()]
+    self._emit(rows[:keep])
 
-    def _put(self, t):
-        t = np.pad(t, ((0,self.tile-t.shape[0]), (0,self.tile-t.shape[1]), (0,0)), 'edge')
-        self.sizes.append(self.file.write(self.encode(t)))
+@patch
+def close(self:_Level):
+    "Encode what is left, here and above"
+    rest = np.concatenate(self.rows) if self.rows else []
+    if len(rest): self._emit(rest)
+    if self.up: self.up.close()
 
-    def tiles(self):
-        "The encoded tiles, row by row"
-        self.file.seek(0)
-        for n in self.sizes: yield self.file.read(n)
+@patch
+def tiles(self:_Level):
+    "The encoded tiles, row by row"
+    self.file.seek(0)
+    for n in self.sizes: yield self.file.read(n)
 
 # %% ../nbs/foundations/02_slides.ipynb #a0a3639c
 def _check_mpp(mpp, path=None):
@@ -125,7 +133,7 @@ def _write_levels(path, base, mpp, desc, subsampling):
                 resolution=(1e4/(mpp*2**k),)*2, resolutionunit='CENTIMETER', **kw)
             level,k = level.up,k+1
 
-# %% ../nbs/foundations/02_slides.ipynb #865d4a4f
+# %% ../nbs/foundations/02_slides.ipynb #677e6436
 def write_slide(
     source:np.ndarray|Callable, # (H,W,3) uint8 RGB, or a function `block(x, y, w, h)` that returns such an array of `h` rows
     path:str|Path, # file to write, .tif or .tiff
@@ -144,6 +152,7 @@ def write_slide(
     if tile<16 or tile%16: raise DataError(f'tile should be a multiple of 16, not {tile}', path)
     if path.suffix.lower() not in ('.tif','.tiff'): raise DataError('a slide is written as TIFF', path, 'Let the name end in .tif or .tiff')
     if subsampling not in _subsampling: raise DataError(f'there is no subsampling {subsampling!r}', path, f'Choose one of {", ".join(_subsampling)}')
+    if not 1<=quality<=100: raise DataError(f'quality is a number from 1 to 100, not {quality}', path)
     folder,how = out_folder(path.parent),dict(level=quality, colorspace='RGB', outcolorspace='YCBCR', subsampling=subsampling.replace(':',''))
     base = _Level(w, h, tile, lambda t: imagecodecs.jpeg8_encode(np.ascontiguousarray(t), **how), folder)
     said = f'JPEG/YCC Q={quality}|AppMag = {magnification or 10/mpp:.10g}|MPP = {mpp:.10g}'
@@ -152,7 +161,7 @@ def write_slide(
     with atomic_path(path) as p: _write_levels(p, base, mpp, desc, subsampling)
     return path
 
-# %% ../nbs/foundations/02_slides.ipynb #18b5e41c
+# %% ../nbs/foundations/02_slides.ipynb #93346c77
 class OpenSlideReader:
     "The levels of a slide through OpenSlide"
     name = 'openslide'
@@ -169,19 +178,24 @@ class OpenSlideReader:
         d = self.osr.level_downsamples[level]
         return round(x*d)/d, round(y*d)/d
 
-    def region(self,
-        level:int, # index of the level
-        x:int, # left edge, px of the level
-        y:int, # upper edge, px of the level
-        w:int, # width, px
-        h:int, # height, px
-    )->np.ndarray: # (h,w,3) uint8
-        "Pixels of a level, white outside the slide"
-        d = self.osr.level_downsamples[level]
-        rgba = np.asarray(self.osr.read_region((round(x*d),round(y*d)), level, (w,h)))
-        alpha = rgba[...,3:]
-        if alpha.min()==255: return np.ascontiguousarray(rgba[...,:3])
-        return ((rgba[...,:3].astype(np.uint16)*alpha + 255*(255-alpha.astype(np.uint16)) + 127)//255).astype(np.uint8)
+# %% ../nbs/foundations/02_slides.ipynb #dee7d565
+@patch
+def region(self:OpenSlideReader,
+    level:int, # index of the level
+    x:int, # left edge, px of the level
+    y:int, # upper edge, px of the level
+    w:int, # width, px
+    h:int, # height, px
+)->np.ndarray: # (h,w,3) uint8
+    "Pixels of a level, white outside the slide"
+    d = self.osr.level_downsamples[level]
+    rgba = np.asarray(self.osr.read_region((round(x*d),round(y*d)), level, (w,h)))
+    rgb,alpha = rgba[...,:3],rgba[...,3:].astype(np.uint16)
+    if alpha.min()==255: return np.ascontiguousarray(rgb)
+    return ((rgb*alpha + 255*(255-alpha) + 127)//255).astype(np.uint8)
+
+@patch
+def close(self:OpenSlideReader): self.osr.close()
 
 # %% ../nbs/foundations/02_slides.ipynb #bf874f0e
 def _layout(page):
@@ -208,7 +222,7 @@ def jpeg_layout(
     res = [found.get(tuple(d)) for d in dims]
     return None if None in res else res
 
-# %% ../nbs/foundations/02_slides.ipynb #d88517a2
+# %% ../nbs/foundations/02_slides.ipynb #e23a2707
 class JpegTiffReader:
     "The levels of a JPEG-tiled TIFF or SVS, tile by tile; safe to use from several threads"
     name = 'jpeg-tiff'
@@ -221,39 +235,55 @@ class JpegTiffReader:
         self.cache,self.limit = OrderedDict(),cache_mb*2**20//(levels[0]['tw']*levels[0]['th']*3)
 
     def start(self, level, x, y): return x,y
+    def close(self): self.file.close()
 
-    def tile(self,
-        level:int, # index of the level
-        i:int, # number of the tile in it, row by row
-    )->np.ndarray: # (th,tw,3) uint8
-        "One decoded tile; `DataError` if it is damaged"
-        with self.lock:
-            if (res := self.cache.get((level,i))) is not None:
-                self.cache.move_to_end((level,i))
-                return res
-            l = self.levels[level]
-            self.file.seek(l['offsets'][i])
-            data = self.file.read(l['counts'][i])
-        try: res = imagecodecs.jpeg8_decode(data, **l['how'])
-        except imagecodecs.Jpeg8Error as e: raise DataError(f'tile {i} of level {level} is damaged ({e})', self.path, 'Copy or download the file again') from None
-        if res.shape!=(l['th'],l['tw'],3): raise DataError(f'tile {i} of level {level} has the size {res.shape[1]}x{res.shape[0]}', self.path)
-        with self.lock:
-            self.cache[level,i] = res
-            while len(self.cache)>self.limit: self.cache.popitem(last=False)
-        return res
+# %% ../nbs/foundations/02_slides.ipynb #aded9888
+@patch
+def _bytes(self:JpegTiffReader, level, i):
+    "The encoded tile `i` of a level"
+    with self.lock:
+        self.file.seek(self.levels[level]['offsets'][i])
+        return self.file.read(self.levels[level]['counts'][i])
 
-    def region(self, level, x, y, w, h):
-        "Pixels of a level, white outside the slide"
-        l,res = self.levels[level], np.full((h,w,3), 255, np.uint8)
-        tw,th = l['tw'],l['th']
-        for r in range(max(y,0)//th, -(-min(y+h,l['h'])//th)):
-            for c in range(max(x,0)//tw, -(-min(x+w,l['w'])//tw)):
-                x0,y0 = max(x,c*tw),max(y,r*th)
-                x1,y1 = min(x+w,(c+1)*tw,l['w']),min(y+h,(r+1)*th,l['h'])
-                res[y0-y:y1-y, x0-x:x1-x] = self.tile(level, r*l['cols']+c)[y0-r*th:y1-r*th, x0-c*tw:x1-c*tw]
-        return res
+@patch
+def tile(self:JpegTiffReader,
+    level:int, # index of the level
+    i:int, # number of the tile in it, row by row
+)->np.ndarray: # (th,tw,3) uint8
+    "One decoded tile; `DataError` if it is damaged"
+    with self.lock:
+        if (level,i) in self.cache:
+            self.cache.move_to_end((level,i))
+            return self.cache[level,i]
+    l,bad = self.levels[level],f'tile {i} of level {level} is damaged'
+    try: res = imagecodecs.jpeg8_decode(self._bytes(level, i), **l['how'])
+    except (imagecodecs.Jpeg8Error, ValueError) as e: raise DataError(f'{bad} ({e})', self.path, 'Copy or download the file again') from None
+    if res.shape!=(l['th'],l['tw'],3): raise DataError(f'{bad} (it has the shape {res.shape})', self.path, 'Copy or download the file again')
+    with self.lock:
+        self.cache[level,i] = res
+        while len(self.cache)>self.limit: self.cache.popitem(last=False)
+    return res
 
-# %% ../nbs/foundations/02_slides.ipynb #156fe20f
+# %% ../nbs/foundations/02_slides.ipynb #900879aa
+@patch
+def region(self:JpegTiffReader,
+    level:int, # index of the level
+    x:int, # left edge, px of the level
+    y:int, # upper edge, px of the level
+    w:int, # width, px
+    h:int, # height, px
+)->np.ndarray: # (h,w,3) uint8
+    "Pixels of a level, white outside the slide"
+    l,res = self.levels[level], np.full((h,w,3), 255, np.uint8)
+    tw,th,left,top,right,bottom = l['tw'],l['th'],max(x,0),max(y,0),min(x+w,l['w']),min(y+h,l['h'])
+    if left>=right or top>=bottom: return res
+    for r in range(top//th, -(-bottom//th)):
+        for c in range(left//tw, -(-right//tw)):
+            x0,y0,x1,y1 = max(left,c*tw),max(top,r*th),min(right,(c+1)*tw),min(bottom,(r+1)*th)
+            res[y0-y:y1-y, x0-x:x1-x] = self.tile(level, r*l['cols']+c)[y0-r*th:y1-r*th, x0-c*tw:x1-c*tw]
+    return res
+
+# %% ../nbs/foundations/02_slides.ipynb #f303879a
 def _agree(fast, slow, dims):
     "Whether two readers give the same pixels: in the corner of every level and in the heaviest tile of level 0"
     l = fast.levels[0]
@@ -262,20 +292,27 @@ def _agree(fast, slow, dims):
     n = min(l['tw'], l['th'], 256)
     return all(np.abs(fast.region(k,x,y,n,n).astype(int)-slow.region(k,x,y,n,n)).mean()<=1 for k,x,y in spots)
 
-def _open_reader(path, fast):
-    "An open OpenSlide and the reader to use for `path`; `DataError` if it is not a slide"
-    try: osr = openslide.OpenSlide(path)
+# %% ../nbs/foundations/02_slides.ipynb #9b4b049d
+def _openslide(path):
+    "An OpenSlide handle; `DataError` if the file is not a slide"
+    try: return openslide.OpenSlide(path)
     except openslide.OpenSlideError as e:
         with open(path, 'rb') as f: tiff = f.read(4) in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')
-        if tiff: raise DataError('this TIFF is no slide that OpenSlide knows, or it is damaged or cut off', path, 'Copy it again; or read the image and use write_slide(image, path, mpp)') from e
-        raise DataError('this is not a slide', path, 'OpenSlide reads SVS, NDPI, MRXS, SCN, BIF and tiled TIFF; make one from an image with write_slide(image, path, mpp)') from e
-    res = OpenSlideReader(osr)
-    try:
-        if osr.properties.get('openslide.vendor') in ('aperio','generic-tiff') and (levels := jpeg_layout(path, osr.level_dimensions)) and fast:
-            quick = JpegTiffReader(path, levels)
-            if _agree(quick, res, osr.level_dimensions): res = quick
-    except tifffile.TiffFileError: pass
-    return osr,res
+        what = 'this TIFF is damaged or cut off, or it is not a slide' if tiff else 'this is not a slide'
+        fix = 'OpenSlide reads SVS, NDPI, MRXS, SCN, BIF and tiled TIFF; from an image, make one with write_slide(image, path, mpp)'
+        raise DataError(what, path, f'Copy it again. {fix}' if tiff else fix) from e
+
+def _open_reader(path, fast):
+    "An OpenSlide handle and the reader to use"
+    osr = _openslide(path)
+    slow,dims = OpenSlideReader(osr),osr.level_dimensions
+    if osr.properties.get('openslide.vendor') not in ('aperio','generic-tiff'): return osr,slow
+    try: levels = jpeg_layout(path, dims)
+    except DataError: raise
+    except Exception: return osr,slow
+    if not fast or levels is None: return osr,slow
+    quick = JpegTiffReader(path, levels)
+    return osr,quick if _agree(quick, slow, dims) else slow
 
 # %% ../nbs/foundations/02_slides.ipynb #ff4a4141
 class Level(NamedTuple):
@@ -291,7 +328,7 @@ def _downsample(dims, level_dims):
     ok = (n for n in (2**round(math.log2(d)), round(d)) if abs(w0/n-w)<1 and abs(h0/n-h)<1)
     return float(next(ok, d))
 
-# %% ../nbs/foundations/02_slides.ipynb #26b3c642
+# %% ../nbs/foundations/02_slides.ipynb #cf84e7c7
 class Slide:
     "A whole-slide image: reads any part at any scale; white outside"
     def __init__(self,
@@ -306,36 +343,43 @@ class Slide:
         self._open()
 
     def _open(self):
-        if self._pid!=os.getpid(): self._osr,self._reader,self._pid = *_open_reader(self.path, self.fast),os.getpid()
+        if self._pid!=os.getpid():
+            self._osr,self._reader = _open_reader(self.path, self.fast)
+            self._levels = [Level(*o, _downsample(self._osr.dimensions, o)) for o in self._osr.level_dimensions]
+            self._pid = os.getpid()
         return self
-
-    def close(self):
-        "Close the file; it opens again when it is next read"
-        self._osr,self._reader,self._pid = None,None,None
 
     def __enter__(self): return self._open()
     def __exit__(self, *args): self.close()
     def __getstate__(self): return dict(path=self.path, fast=self.fast, _mpp=self._mpp, _pid=None)
 
-    @property
-    def osr(self)->openslide.OpenSlide:
-        "The OpenSlide handle of this process"
-        return self._open()._osr
+# %% ../nbs/foundations/02_slides.ipynb #97833f46
+@patch
+def close(self:Slide):
+    "Close the file; it opens again when it is next read"
+    if self._pid==os.getpid(): self._reader.close()
+    self._osr,self._reader,self._pid = None,None,None
 
-    @property
-    def reader(self)->OpenSlideReader|JpegTiffReader:
-        "The engine that reads the levels in this process"
-        return self._open()._reader
+@patch(as_prop=True)
+def osr(self:Slide)->openslide.OpenSlide:
+    "The OpenSlide handle of this process"
+    return self._open()._osr
 
-    @property
-    def dims(self)->tuple:
-        "Width and height of level 0, px"
-        return self.osr.dimensions
+@patch(as_prop=True)
+def reader(self:Slide)->OpenSlideReader|JpegTiffReader:
+    "The engine that reads the levels in this process"
+    return self._open()._reader
 
-    @property
-    def levels(self)->list:
-        "The levels of the file, finest first"
-        return [Level(*o, _downsample(self.dims, o)) for o in self.osr.level_dimensions]
+# %% ../nbs/foundations/02_slides.ipynb #9796a3f3
+@patch(as_prop=True)
+def dims(self:Slide)->tuple:
+    "Width and height of level 0, px"
+    return self.levels[0][:2]
+
+@patch(as_prop=True)
+def levels(self:Slide)->list:
+    "The levels of the file, finest first"
+    return self._open()._levels
 
 # %% ../nbs/foundations/02_slides.ipynb #bd7f0157
 @patch(as_prop=True)
@@ -402,26 +446,29 @@ def _near_whole(f, n):
     k = max(round(f), 1)
     return float(k) if abs(f/k-1)*n<.1 else f
 
-# %% ../nbs/foundations/02_slides.ipynb #8ce3456f
+# %% ../nbs/foundations/02_slides.ipynb #90d48801
+@patch
+def _part(self:Slide, k, x, y, w, h, fx, fy):
+    "w x h px from position x,y of level `k` (fractional px of that level), with fx,fy level pixels per output pixel"
+    at = self.reader.start(k, round(x), round(y))
+    if fx==fy==1 and max(abs(at[0]-x), abs(at[1]-y))<.02: return self.reader.region(k, round(x), round(y), w, h)
+    m = math.ceil(2*max(fx,fy))+2
+    left,top = math.floor(x)-m,math.floor(y)-m
+    im = self.reader.region(k, left, top, math.ceil(w*fx)+2*m+1, math.ceil(h*fy)+2*m+1)
+    left,top = self.reader.start(k, left, top)
+    return _shrink_to(im, (x-left, y-top, x-left+w*fx, y-top+h*fy), w, h)
+
+# %% ../nbs/foundations/02_slides.ipynb #ad9b4369
 @patch
 def _region(self:Slide, x, y, w, h, sx, sy, limit=2**24):
-    "Output of w x h px from level-0 position x,y, with sx,sy level-0 pixels per output pixel"
-    k,level = max(((i,l) for i,l in enumerate(self.levels) if l.downsample<=min(sx,sy)*1.02), default=(0,self.levels[0]))
-    d = level.downsample
-    x0,y0,fx,fy = x/d,y/d,_near_whole(sx/d, w),_near_whole(sy/d, h)
-    if w*fx*h*fy>limit and max(w,h)>1:
-        n,axis = (w//2,1) if w>=h else (h//2,0)
-        a = self._region(x, y, n, h, sx, sy, limit) if axis else self._region(x, y, w, n, sx, sy, limit)
-        b = self._region(x+n*sx, y, w-n, h, sx, sy, limit) if axis else self._region(x, y+n*sy, w, h-n, sx, sy, limit)
-        return np.concatenate([a,b], axis)
-    at = self.reader.start(k, round(x0), round(y0))
-    if fx==fy==1 and max(abs(at[0]-x0), abs(at[1]-y0))<.02: return self.reader.region(k, round(x0), round(y0), w, h)
-    m = math.ceil(2*max(fx,fy))+2
-    left,top = math.floor(x0)-m,math.floor(y0)-m
-    im = self.reader.region(k, left, top, math.ceil(w*fx)+2*m+1, math.ceil(h*fy)+2*m+1)
-    ox,oy = self.reader.start(k, left, top)
-    return _shrink_to(im, (x0-ox, y0-oy, x0-ox+w*fx, y0-oy+h*fy), w, h)
+    "w x h px from level-0 position x,y, with sx,sy level-0 pixels per output pixel"
+    k = max((i for i,l in enumerate(self.levels) if l.downsample<=min(sx,sy)*1.02), default=0)
+    d = self.levels[k].downsample
+    if w*h*sx*sy/d**2<=limit or w==h==1: return self._part(k, x/d, y/d, w, h, _near_whole(sx/d, w), _near_whole(sy/d, h))
+    if w<h: return np.concatenate([self._region(x, y, w, h//2, sx, sy, limit), self._region(x, y+h//2*sy, w, h-h//2, sx, sy, limit)])
+    return np.concatenate([self._region(x, y, w//2, h, sx, sy, limit), self._region(x+w//2*sx, y, w-w//2, h, sx, sy, limit)], 1)
 
+# %% ../nbs/foundations/02_slides.ipynb #c53a896d
 @patch
 def read(self:Slide,
     x:float, # left edge, level-0 px; may be negative or fractional
@@ -462,7 +509,7 @@ def thumbnail(self:Slide,
     tw,th = max(1, round(w/s)),max(1, round(h/s))
     return self.read_scaled(0, 0, tw, th, w/tw, h/th)
 
-# %% ../nbs/foundations/02_slides.ipynb #de07baf9
+# %% ../nbs/foundations/02_slides.ipynb #c4d87367
 def _colourful(img, sat, dark):
     "Saturation of at least `sat`, brighter than `dark`, and green not the strongest channel"
     hi,lo = img.max(-1).astype(np.float32),img.min(-1)
@@ -472,7 +519,9 @@ def _colourful(img, sat, dark):
 def _darker(img):
     "Darker than Otsu's threshold"
     grey = img.mean(-1)
-    return grey<skimage.filters.threshold_otsu(grey) if np.ptp(grey) else np.zeros(grey.shape, bool)
+    dark = grey<=skimage.filters.threshold_otsu(grey)
+    contrast = 0 if dark.all() else grey[~dark].mean()-grey[dark].mean()
+    return dark if contrast>15 else np.zeros_like(dark)
 
 def _drop_small(mask, n):
     "`mask` without connected parts of fewer than `n` pixels"
@@ -503,7 +552,7 @@ def tissue_mask(
     mask = _drop_small(mask, min_object/mpp**2)
     return ~_drop_small(~mask, min_hole/mpp**2)
 
-# %% ../nbs/foundations/02_slides.ipynb #37b1bc70
+# %% ../nbs/foundations/02_slides.ipynb #850f072b
 def overview(
     slide:Slide, # the slide
     table:pd.DataFrame|None=None, # tiles to outline, from `tile_table`
@@ -518,7 +567,7 @@ def overview(
         img = np.where(big[...,None], img, (img*.35+[60,90,120]).clip(0, 255)).astype(np.uint8)
     im = Image.fromarray(img)
     draw = ImageDraw.Draw(im)
-    for r in [] if table is None else table.itertuples(): draw.rectangle([r.x*s, r.y*s, (r.x+r.w0)*s-1, (r.y+r.h0)*s-1], outline=(0,90,200))
+    for r in [] if table is None else table.itertuples(): draw.rectangle([r.x*s, r.y*s, (r.x+r.w0)*s-1, (r.y+r.h0)*s-1], outline=(0,60,220), width=2)
     return np.asarray(im)
 
 # %% ../nbs/foundations/02_slides.ipynb #58596d45
@@ -532,7 +581,7 @@ def _share(mask, x0, y0, x1, y1):
         return (total[i,j]*(1-fx)+total[i,j+1]*fx)*(1-fy) + (total[i+1,j]*(1-fx)+total[i+1,j+1]*fx)*fy
     return (upto(x1,y1)-upto(x0,y1)-upto(x1,y0)+upto(x0,y0))/((x1-x0)*(y1-y0))
 
-# %% ../nbs/foundations/02_slides.ipynb #b0f910ba
+# %% ../nbs/foundations/02_slides.ipynb #814eacdc
 def _grid(extent, size, stride, partial):
     "How many tiles of `size` px at every `stride` fit into `extent` px"
     if partial: return max(1, math.ceil((extent-(size-stride))/stride-1e-6))
@@ -564,6 +613,7 @@ def tile_table(
     res = pd.DataFrame(dict(x=np.rint(col*stride*sx).astype(int), y=np.rint(row*stride*sy).astype(int), w0=size*sx, h0=size*sy, row=row, col=col, tissue=1.))
     if mask is None and min_tissue>0: mask = tissue_mask(slide)
     if mask is not None:
+        if np.ndim(mask)!=2: raise DataError(f'a mask has two dimensions, not the shape {np.shape(mask)}', fix='Pass a bool array (H,W) that covers the whole slide')
         kx,ky = mask.shape[1]/w,mask.shape[0]/h
         res['tissue'] = _share(mask, *(o.to_numpy(float) for o in (res.x*kx, res.y*ky, (res.x+res.w0)*kx, (res.y+res.h0)*ky))).clip(0, 1)
         res = res[res.tissue>=min_tissue].reset_index(drop=True)
@@ -612,7 +662,7 @@ def load_table(
         raise DataError(f'this table cannot be read ({e})', path) from None
     return check_table(res, path)
 
-# %% ../nbs/foundations/02_slides.ipynb #1dee7cf9
+# %% ../nbs/foundations/02_slides.ipynb #cc120277
 def _jobs(table, slide):
     "What to read for each row: (path, mpp, fast), x, y, sx, sy"
     if slide is not None and not isinstance(slide, Slide): slide = Slide(slide)
@@ -625,45 +675,51 @@ def _read_batch(jobs, size, opened):
     for i,(key,x,y,sx,sy) in enumerate(jobs): res[i] = opened(*key).read_scaled(x, y, size, size, sx, sy)
     return res
 
+# %% ../nbs/foundations/02_slides.ipynb #d4867691
 _opened = functools.lru_cache(8)(Slide) # the slides of a worker process
 
-def _work(jobs, size): return _read_batch(jobs, size, _opened)
+def _work(jobs, size, folder):
+    "Read a batch in a worker process, leave it in a file and return its name"
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as f: _read_batch(jobs, size, _opened).tofile(f)
+    return f.name
 
-# %% ../nbs/foundations/02_slides.ipynb #1bac1bdf
-def _stream(table, jobs, size, n, pool, work, bar):
-    "Submit batches, `pool` has room for a few; hand them out in order"
-    pending,room = deque(),pool._max_workers+1
-    def take():
-        rows,job = pending.popleft()
-        try: res = job.result()
+def _fetch(res, n, size):
+    "The pixels that `_work` left"
+    if isinstance(res, np.ndarray): return res
+    a = np.fromfile(res, np.uint8).reshape(n, size, size, 3)
+    os.unlink(res)
+    return a
+
+# %% ../nbs/foundations/02_slides.ipynb #6f343751
+def _stream(table, jobs, size, n, workers, progress):
+    "Keep a few batches under way and hand them out in order"
+    from tqdm.auto import tqdm
+    pending,pool = deque(),ProcessPoolExecutor(workers) if workers else ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=len(table), unit='tile', disable=not progress) as bar:
+        work = functools.partial(_work, folder=folder) if workers else functools.partial(_read_batch, opened=functools.lru_cache(8)(Slide))
+        def take():
+            rows,job = pending.popleft()
+            res = _fetch(job.result(), len(rows), size)
+            bar.update(len(rows))
+            return res,rows
+        try:
+            for i in range(0, len(jobs), n):
+                pending.append((table.iloc[i:i+n], pool.submit(work, jobs[i:i+n], size)))
+                if len(pending)>pool._max_workers: yield take()
+            while pending: yield take()
         except BrokenProcessPool: raise DataError('a worker process died, perhaps for want of memory', fix='Use fewer workers, a smaller batch_size, or workers=0') from None
-        bar.update(len(rows))
-        return res,rows
-    try:
-        for i in range(0, len(jobs), n):
-            pending.append((table.iloc[i:i+n], pool.submit(work, jobs[i:i+n], size)))
-            if len(pending)>=room: yield take()
-        while pending: yield take()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        bar.close()
+        finally: pool.shutdown(wait=True, cancel_futures=True)
 
-# %% ../nbs/foundations/02_slides.ipynb #f02e3541
+# %% ../nbs/foundations/02_slides.ipynb #6ce578b0
 def read_tiles(
     table:pd.DataFrame, # from `tile_table`; also several of them concatenated, if the size is the same
     workers:int=0, # processes that read; 0: threads of this process
     batch_size:int=64, # tiles in a batch
     progress:bool=True, # show a progress bar
     slide:Slide|str|Path|None=None, # read from this slide instead of the file named in the table
-)->'iterator': # of (uint8 (B,size,size,3), the rows of the table)
+)->Iterator: # of (uint8 (B,size,size,3), the rows of the table)
     "Stream the tiles of a table in batches, in order; memory is bounded by a few batches"
-    from tqdm.auto import tqdm
-    check_table(table)
-    sizes = table['size'].unique()
+    sizes = check_table(table)['size'].unique()
     if len(sizes)>1: raise DataError(f'the tiles have different sizes: {", ".join(map(str, sizes))}', fix='Read one size at a time')
     if workers<0 or batch_size<1: raise DataError(f'workers={workers} and batch_size={batch_size} make no sense', fix='workers from 0, batch_size from 1')
-    jobs = _jobs(table, slide)
-    if workers: pool,work = ProcessPoolExecutor(workers),_work
-    else: pool,work = ThreadPoolExecutor(min(4, os.cpu_count() or 1)),functools.partial(_read_batch, opened=functools.lru_cache(8)(Slide))
-    bar = tqdm(total=len(table), unit='tile', disable=not progress)
-    return _stream(table, jobs, int(sizes[0]), batch_size, pool, work, bar)
+    return _stream(table, _jobs(table, slide), int(sizes[0]), batch_size, workers, progress)
