@@ -21,12 +21,16 @@ import math, numpy as np
 from fastcore.basics import patch
 from .core import DataError
 
-# %% ../nbs/foundations/03_stain.ipynb #cf93abc5
-def _check_rgb(img, what='the image'):
+# %% ../nbs/foundations/03_stain.ipynb #a6e0f51b
+def _check_rgb(img):
     img = np.asarray(img)
-    if img.dtype!=np.uint8 or img.ndim<2 or img.shape[-1]!=3:
-        raise DataError(f'{what} is {img.dtype} {img.shape}, not uint8 (H, W, 3)', fix='Pass RGB values 0..255: img[..., :3].astype("uint8")')
+    if img.dtype!=np.uint8: raise DataError(f'the image is {img.dtype}, not uint8', fix='Convert [0,1] with (255*img).round().astype("uint8")')
+    if img.ndim<2 or img.shape[-1]!=3: raise DataError(f'the image is {img.shape}, not (H, W, 3)', fix='Drop an alpha channel with img[..., :3]')
     return img
+
+def _od_table(i0):
+    if not 1<=i0<=1000: raise DataError(f'the brightness of glass is about 240 grey levels, not {i0}')
+    return np.log(i0/(np.arange(256)+1)).astype(np.float32)
 
 def rgb2od(
     img:np.ndarray, # uint8 (..., 3)
@@ -34,8 +38,6 @@ def rgb2od(
 )->np.ndarray: # float32 (..., 3); 0 is glass, brighter than glass is slightly negative
     "Optical density of every pixel, natural logarithm"
     return _od_table(i0)[_check_rgb(img)]
-
-def _od_table(i0): return np.log(i0/(np.arange(256)+1)).astype(np.float32)
 
 # %% ../nbs/foundations/03_stain.ipynb #79b751d7
 def od2rgb(
