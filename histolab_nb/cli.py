@@ -80,14 +80,14 @@ def left_out(
     if 'import nbdev_export' in cell.source or ('eval' in flags and 'false' in flags): return 'not meant to run'
     return next((here[f] for f in flags if here.get(f)), None)
 
-# %% ../nbs/foundations/13_cli.ipynb #a87f251c
+# %% ../nbs/foundations/13_cli.ipynb #997d9762
 def kernel_manager():
     "A manager that starts a kernel of the Python we are running in"
     from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     class Here(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):
-            argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}', '--log-level=ERROR']
+            argv = [sys.executable, '-m', 'ipykernel_launcher', '-f', '{connection_file}', '--log-level=CRITICAL']
             return KernelSpec(argv=argv, display_name='Python 3', language='python')
     return AsyncKernelManager(kernel_spec_manager=Here())
 
@@ -126,7 +126,7 @@ def chapters(
         stop.set()
         bar.close()
 
-# %% ../nbs/foundations/13_cli.ipynb #ce8d98dc
+# %% ../nbs/foundations/13_cli.ipynb #4a9ddcdd
 def _failed(e, chapter, debug):
     "The error of a cell as a `DataError`"
     if debug: print(e.traceback, file=sys.stderr)
@@ -146,7 +146,8 @@ def execute(
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
     from nbformat.v4 import new_output
-    client,chapter = NotebookClient(nb, km=kernel_manager(), timeout=None, resources=dict(metadata=dict(path=str(folder)))),''
+    where = dict(metadata=dict(path=str(folder)))
+    client,chapter = NotebookClient(nb, km=kernel_manager(), timeout=None, shutdown_kernel='immediate', resources=where),''
     for c in nb.cells:
         if c.cell_type=='code': c.update(outputs=[], execution_count=None)
     with client.setup_kernel(cleanup_kc=True, env=env or dict(os.environ)), chapters(len(nb.cells), say) as step:
@@ -178,15 +179,17 @@ def save_pictures(
             with atomic_path(res[-1]) as p: p.write_bytes(base64.b64decode(o['data']['image/png']))
     return res
 
-# %% ../nbs/foundations/13_cli.ipynb #34e06227
+# %% ../nbs/foundations/13_cli.ipynb #871b7264
 def for_report(
-    nb, # executed notebook
+    nb, # notebook
+    badges:bool=False, # keep lines that are nothing but a badge?
 ):
     "A copy of the notebook without hidden cells, directives and badges"
     import copy
-    nb = copy.deepcopy(nb)
+    nb,drop = copy.deepcopy(nb),r'^\s*#\|.*\n?' + ('' if badges else r'|^\[!\[.*\)\s*$')
     nb.cells = [c for c in nb.cells if not {'hide', 'default_exp'} & set(cell_flags(c)) and 'import nbdev_export' not in c.source]
-    for c in nb.cells: c.source = re.sub(r'^\s*#\|.*\n?|^\[!\[.*\)\s*$', '', c.source, flags=re.M)
+    for c in nb.cells: c.metadata['transient'] = dict(remove_source={'echo', 'false'} <= set(cell_flags(c)))
+    for c in nb.cells: c.source = re.sub(drop, '', c.source, flags=re.M)
     nb.cells = [c for c in nb.cells if c.source.strip()]
     return nb
 
