@@ -1,6 +1,6 @@
 """Write constraints.txt from the environment this runs in: `python tools/constraints.py`
 
-Names and versions of the packages that settings.ini asks for (with the extra dev) and of all that these ask for. What only a CUDA build of
+Names and versions of the packages that settings.ini asks for (with the extras dev and docs) and of all that these ask for. What only a CUDA build of
 torch pulls in is left out: it is another set on every platform. A package that no longer supports the oldest Python of settings.ini carries a marker."""
 import configparser, importlib.metadata as md, re
 from pathlib import Path
@@ -33,7 +33,7 @@ def main():
     cfg = configparser.ConfigParser(delimiters=['='])
     cfg.read(root/'settings.ini', encoding='utf-8')
     c = cfg['DEFAULT']
-    reqs = [r for k in ('requirements', 'dev_requirements') for r in c[k].split()]
+    reqs = [r for k in ('requirements', 'dev_requirements', 'docs_requirements') for r in c[k].split()]
     lines = ['# The exact versions of a known-good environment; written by tools/constraints.py']
     (root/'constraints.txt').write_text('\n'.join(lines+[pin(n, int(c['min_python'].split('.')[1])) for n in closure(reqs)])+'\n', encoding='utf-8')
 

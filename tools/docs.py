@@ -46,7 +46,7 @@ def main():
         (Path(tmp)/'mkdocs.yml').write_text(json.dumps(config(Path(tmp)/'pages', nav)), encoding='utf-8')
         shutil.rmtree(site, ignore_errors=True)
         cmd = [sys.executable, '-m', 'mkdocs', 'build', '-q', '-f', str(Path(tmp)/'mkdocs.yml')]
-        if subprocess.call(cmd, env=os.environ | dict(NO_MKDOCS_2_WARNING='1')): sys.exit(1)
+        if subprocess.call(cmd, cwd=tmp, env=os.environ | dict(NO_MKDOCS_2_WARNING='1')): sys.exit(1)
     for name,nb in nbs.items(): write_markdown(name, nb)
 
 if __name__=='__main__': main()
