@@ -83,7 +83,7 @@ def tiles(self:_Level):
     self.file.seek(0)
     for n in self.sizes: yield self.file.read(n)
 
-# %% ../nbs/foundations/02_slides.ipynb #a0a3639c
+# %% ../nbs/foundations/02_slides.ipynb #ffac5282
 def _check_mpp(mpp, path=None):
     "`mpp` as a float; `DataError` if it is not a resolution"
     try: res = float(mpp)
@@ -91,11 +91,13 @@ def _check_mpp(mpp, path=None):
     if not 0<res<math.inf: raise DataError(f'mpp is micrometres per pixel, a number above 0, not {mpp!r}', path, 'Typical are 0.25 (40x) and 0.5 (20x)')
     return res
 
+# %% ../nbs/foundations/02_slides.ipynb #9ae27631
 def _check_image(a, path=None, what='the image'):
     "`DataError` unless `a` is a uint8 array (H,W,3) that is not empty"
     ok = getattr(a, 'dtype', None)==np.uint8 and a.ndim==3 and a.shape[2]==3 and a.size
     if not ok: raise DataError(f'{what} should be a uint8 array (H,W,3), not {getattr(a, "dtype", type(a).__name__)} {getattr(a, "shape", "")}', path, 'Convert it to RGB from 0 to 255')
 
+# %% ../nbs/foundations/02_slides.ipynb #3712fa43
 def _blocks(source, dims, path):
     "`source` as a function of x,y,w,h and its width and height; `DataError` if it is neither an image nor a function"
     if not callable(source):
@@ -104,7 +106,7 @@ def _blocks(source, dims, path):
     if dims is None or len(dims)!=2 or min(dims)<1: raise DataError(f'a function needs the size of its slide, not {dims!r}', path, 'Pass dims=(width, height)')
     return source, tuple(map(int, dims))
 
-# %% ../nbs/foundations/02_slides.ipynb #6b1c5848
+# %% ../nbs/foundations/02_slides.ipynb #d004774a
 def _fill(base, block, dims, size, path, progress):
     "Feed a `_Level` with blocks of `size` pixels, row by row"
     from tqdm.auto import tqdm
@@ -117,7 +119,7 @@ def _fill(base, block, dims, size, path, progress):
             _check_image(b := np.asarray(block(x, y, m, n)), path, f'the block at {x},{y}')
             if b.shape[:2]!=(n,m): raise DataError(f'the block at {x},{y} should be {m} wide and {n} high, not {b.shape[1]} and {b.shape[0]}', path)
             band[:, x:x+size] = b
-        base.add(band)
+        for i in range(0, n, base.tile): base.add(band[i:i+base.tile])
     base.close()
 
 # %% ../nbs/foundations/02_slides.ipynb #c3340e45
@@ -197,9 +199,9 @@ def region(self:OpenSlideReader,
 @patch
 def close(self:OpenSlideReader): self.osr.close()
 
-# %% ../nbs/foundations/02_slides.ipynb #bf874f0e
+# %% ../nbs/foundations/02_slides.ipynb #06f4e0de
 def _layout(page):
-    "Where the JPEG tiles of a TIFF page are and how they are decoded; None if it is not made of plain JPEG tiles"
+    "Where the JPEG tiles of a TIFF page are, and how to decode them; None if it is not made of plain JPEG tiles"
     plain = page.compression==7 and page.planarconfig==1 and page.samplesperpixel==3 and page.bitspersample==8 and page.photometric in (2,6)
     if not plain or min(page.databytecounts)==0: return None
     w,h,tw,th = page.imagewidth,page.imagelength,page.tilewidth,page.tilelength
@@ -207,6 +209,7 @@ def _layout(page):
     return dict(w=w, h=h, tw=tw, th=th, cols=-(-w//tw), offsets=page.dataoffsets, counts=page.databytecounts,
         how=dict(tables=page.jpegtables, colorspace=stored, outcolorspace=2))
 
+# %% ../nbs/foundations/02_slides.ipynb #1cfd9136
 def jpeg_layout(
     path:str|Path, # TIFF or SVS
     dims:list, # (width, height) of each level, px
@@ -237,7 +240,7 @@ class JpegTiffReader:
     def start(self, level, x, y): return x,y
     def close(self): self.file.close()
 
-# %% ../nbs/foundations/02_slides.ipynb #aded9888
+# %% ../nbs/foundations/02_slides.ipynb #87399560
 @patch
 def _bytes(self:JpegTiffReader, level, i):
     "The encoded tile `i` of a level"
@@ -245,6 +248,7 @@ def _bytes(self:JpegTiffReader, level, i):
         self.file.seek(self.levels[level]['offsets'][i])
         return self.file.read(self.levels[level]['counts'][i])
 
+# %% ../nbs/foundations/02_slides.ipynb #bf605bed
 @patch
 def tile(self:JpegTiffReader,
     level:int, # index of the level
@@ -292,7 +296,7 @@ def _agree(fast, slow, dims):
     n = min(l['tw'], l['th'], 256)
     return all(np.abs(fast.region(k,x,y,n,n).astype(int)-slow.region(k,x,y,n,n)).mean()<=1 for k,x,y in spots)
 
-# %% ../nbs/foundations/02_slides.ipynb #9b4b049d
+# %% ../nbs/foundations/02_slides.ipynb #14ad976d
 def _openslide(path):
     "An OpenSlide handle; `DataError` if the file is not a slide"
     try: return openslide.OpenSlide(path)
@@ -302,6 +306,7 @@ def _openslide(path):
         fix = 'OpenSlide reads SVS, NDPI, MRXS, SCN, BIF and tiled TIFF; from an image, make one with write_slide(image, path, mpp)'
         raise DataError(what, path, f'Copy it again. {fix}' if tiff else fix) from e
 
+# %% ../nbs/foundations/02_slides.ipynb #6a7fc9f4
 def _open_reader(path, fast):
     "An OpenSlide handle and the reader to use"
     osr = _openslide(path)
@@ -397,13 +402,14 @@ def mpp(self:Slide)->float:
     "Micrometres per pixel of level 0; `DataError` if unknown"
     return math.sqrt(math.prod(self.mpp_xy))
 
-# %% ../nbs/foundations/02_slides.ipynb #25a20bb4
+# %% ../nbs/foundations/02_slides.ipynb #bb8c6ec8
 @patch(as_prop=True)
 def magnification(self:Slide)->float:
     "Magnification of level 0: the objective's if the file says, else 10/mpp; `DataError` if neither is known"
     power = self.osr.properties.get('openslide.objective-power')
     return float(power) if power and float(power)>0 and not self._mpp else 10/self.mpp
 
+# %% ../nbs/foundations/02_slides.ipynb #c7417720
 @patch
 def scale(self:Slide,
     mpp:float|None=None, # um per pixel wanted
@@ -432,15 +438,16 @@ def _repr_markdown_(self:Slide):
         levels=', '.join(f'{l.w} x {l.h} (1:{l.downsample:.4g})' for l in self.levels), vendor=self.osr.properties.get('openslide.vendor'), reader=self.reader.name)
     return '\n'.join(['| slide | |', '|---|---|', *(f'| {k} | {v} |' for k,v in rows.items())])
 
-# %% ../nbs/foundations/02_slides.ipynb #3e62b75e
+# %% ../nbs/foundations/02_slides.ipynb #b365f612
 def _shrink_to(im, box, w, h):
     "Resample the part `box` (x0,y0,x1,y1, px, fractional) of an image to w x h"
     fx,fy = (box[2]-box[0])/w,(box[3]-box[1])/h
-    whole = fx==fy==round(fx) and all(abs(o-round(o))<.02 for o in box[:2])
-    im = Image.fromarray(im)
-    if whole: return np.asarray(im.reduce(round(fx), tuple(round(o) for o in box)))
+    im,k = Image.fromarray(im),max(1, round(fx))
+    whole = max(abs(fx-k), abs(fy-k))<1e-6 and all(abs(o-round(o))<.02 for o in box[:2])
+    if whole: return np.asarray(im.reduce(k, tuple(round(o) for o in box)))
     return np.asarray(im.resize((w,h), Image.Resampling.BICUBIC, box, reducing_gap=3.))
 
+# %% ../nbs/foundations/02_slides.ipynb #a59fd0fa
 def _near_whole(f, n):
     "`f`, or the whole number beside it if over `n` pixels the two drift apart by less than a tenth of a pixel"
     k = max(round(f), 1)
@@ -509,13 +516,14 @@ def thumbnail(self:Slide,
     tw,th = max(1, round(w/s)),max(1, round(h/s))
     return self.read_scaled(0, 0, tw, th, w/tw, h/th)
 
-# %% ../nbs/foundations/02_slides.ipynb #c4d87367
+# %% ../nbs/foundations/02_slides.ipynb #43bd8a78
 def _colourful(img, sat, dark):
     "Saturation of at least `sat`, brighter than `dark`, and green not the strongest channel"
     hi,lo = img.max(-1).astype(np.float32),img.min(-1)
     green = (img[...,1]>img[...,0]) & (img[...,1]>=img[...,2])
     return (hi-lo>=sat*hi) & (hi>dark) & ~green
 
+# %% ../nbs/foundations/02_slides.ipynb #3a603997
 def _darker(img):
     "Darker than Otsu's threshold"
     grey = img.mean(-1)
@@ -523,6 +531,7 @@ def _darker(img):
     contrast = 0 if dark.all() else grey[~dark].mean()-grey[dark].mean()
     return dark if contrast>15 else np.zeros_like(dark)
 
+# %% ../nbs/foundations/02_slides.ipynb #1fed6ede
 def _drop_small(mask, n):
     "`mask` without connected parts of fewer than `n` pixels"
     parts = skimage.measure.label(mask, connectivity=1)
@@ -530,9 +539,9 @@ def _drop_small(mask, n):
     keep[0] = False
     return keep[parts]
 
-# %% ../nbs/foundations/02_slides.ipynb #f6e5380e
+# %% ../nbs/foundations/02_slides.ipynb #a7de4a97
 def tissue_mask(
-    slide, # a `Slide`, or an image (H,W,3) uint8
+    slide:Slide|np.ndarray, # the slide, or an image (H,W,3) uint8
     mpp:float=8., # um/px of the mask; for an image, the um/px that it has
     method:str='hsv', # 'hsv': colourful is tissue; 'otsu': dark is tissue
     min_object:float=20_000., # smaller pieces are removed, um²
@@ -581,15 +590,22 @@ def _share(mask, x0, y0, x1, y1):
         return (total[i,j]*(1-fx)+total[i,j+1]*fx)*(1-fy) + (total[i+1,j]*(1-fx)+total[i+1,j+1]*fx)*fy
     return (upto(x1,y1)-upto(x0,y1)-upto(x1,y0)+upto(x0,y0))/((x1-x0)*(y1-y0))
 
-# %% ../nbs/foundations/02_slides.ipynb #814eacdc
+# %% ../nbs/foundations/02_slides.ipynb #90936270
 def _grid(extent, size, stride, partial):
     "How many tiles of `size` px at every `stride` fit into `extent` px"
     if partial: return max(1, math.ceil((extent-(size-stride))/stride-1e-6))
     return math.floor((extent-size)/stride+1e-6)+1
 
-def _known(f):
-    "What `f` gives, or NaN if the slide does not know"
-    try: return f()
+def _lay_out(dims, size, stride, sx, sy, partial):
+    "The table of all tiles of a grid: where they are, in level-0 px"
+    nx,ny = (_grid(n/o, size, stride, partial) for n,o in zip(dims, (sx,sy)))
+    row,col = (o.ravel() for o in np.mgrid[:max(ny,0),:max(nx,0)])
+    return pd.DataFrame(dict(x=np.rint(col*stride*sx).astype(int), y=np.rint(row*stride*sy).astype(int), w0=size*sx, h0=size*sy, row=row, col=col, tissue=1.))
+
+# %% ../nbs/foundations/02_slides.ipynb #b80bc520
+def _known(slide):
+    "The mpp of a slide, or NaN if it is not known"
+    try: return slide.mpp
     except DataError: return math.nan
 
 def tile_table(
@@ -605,23 +621,19 @@ def tile_table(
     "The tiles of a regular grid that hold enough tissue"
     if size<1 or not 0<=overlap<size: raise DataError(f'size {size} and overlap {overlap} do not fit', fix='Choose 0 <= overlap < size')
     if not 0<=min_tissue<=1: raise DataError(f'min_tissue is a share from 0 to 1, not {min_tissue}')
-    (sx,sy),stride = slide.scale(mpp, magnification),size-overlap
-    (w,h) = slide.dims
-    nx,ny = _grid(w/sx, size, stride, partial),_grid(h/sy, size, stride, partial)
-    if nx<1 or ny<1: raise DataError(f'a tile of {size} px covers {size*sx:.0f} x {size*sy:.0f} px of the slide, which has only {w} x {h}', slide.path, 'Choose a smaller size or a finer mpp, or pass partial=True')
-    row,col = (o.ravel() for o in np.mgrid[:ny,:nx])
-    res = pd.DataFrame(dict(x=np.rint(col*stride*sx).astype(int), y=np.rint(row*stride*sy).astype(int), w0=size*sx, h0=size*sy, row=row, col=col, tissue=1.))
+    (sx,sy),(w,h) = slide.scale(mpp, magnification),slide.dims
+    res = _lay_out((w,h), size, size-overlap, sx, sy, partial)
+    if not len(res): raise DataError(f'a tile of {size} px covers {size*sx:.0f} x {size*sy:.0f} px of the slide, which has only {w} x {h}', slide.path, 'Choose a smaller size or a finer mpp, or pass partial=True')
     if mask is None and min_tissue>0: mask = tissue_mask(slide)
     if mask is not None:
         if np.ndim(mask)!=2: raise DataError(f'a mask has two dimensions, not the shape {np.shape(mask)}', fix='Pass a bool array (H,W) that covers the whole slide')
         kx,ky = mask.shape[1]/w,mask.shape[0]/h
         res['tissue'] = _share(mask, *(o.to_numpy(float) for o in (res.x*kx, res.y*ky, (res.x+res.w0)*kx, (res.y+res.h0)*ky))).clip(0, 1)
-        res = res[res.tissue>=min_tissue].reset_index(drop=True)
+        res = res[res.tissue>=min_tissue-1e-9].reset_index(drop=True)
     if not len(res): raise DataError(f'no tile has {min_tissue:.0%} tissue', slide.path, 'Look at overview(slide, mask=tissue_mask(slide)), then lower min_tissue or pass a mask')
-    slide_mpp = _known(lambda: slide.mpp)
-    return res.assign(size=size, mpp=slide_mpp*math.sqrt(sx*sy), slide_mpp=slide_mpp, path=str(slide.path.resolve()))
+    return res.assign(size=size, mpp=_known(slide)*math.sqrt(sx*sy), slide_mpp=_known(slide), path=str(slide.path.resolve()))
 
-# %% ../nbs/foundations/02_slides.ipynb #bfae9702
+# %% ../nbs/foundations/02_slides.ipynb #c5b5a305
 columns = ('x','y','w0','h0','row','col','tissue','size','mpp','slide_mpp','path') # of a tile table
 
 def check_table(
@@ -634,11 +646,11 @@ def check_table(
     if not len(table): raise DataError('the tile table is empty', path, 'Lower min_tissue, or look at overview(slide, mask=tissue_mask(slide))')
     return table
 
+# %% ../nbs/foundations/02_slides.ipynb #398b5c9b
 def _kind(path):
     if path.suffix.lower() not in ('.csv','.parquet'): raise DataError('a table is kept as .csv or .parquet', path, 'Let the name end in one of them')
     return path.suffix.lower()
 
-# %% ../nbs/foundations/02_slides.ipynb #56b855ce
 def save_table(
     table:pd.DataFrame, # from `tile_table`
     path:str|Path, # .parquet or .csv
@@ -650,33 +662,42 @@ def save_table(
     with atomic_path(path) as p: write(p, index=False)
     return path
 
+# %% ../nbs/foundations/02_slides.ipynb #65cfe8cb
 def load_table(
     path:str|Path, # what `save_table` wrote
 )->pd.DataFrame:
     "Read a tile table; `DataError` if the file is no such table"
     path = Path(path).expanduser()
     if not path.is_file(): raise DataError('there is no such file', path)
-    try: res = pd.read_csv(path) if _kind(path)=='.csv' else pd.read_parquet(path)
-    except (ValueError, OSError) as e:
-        if isinstance(e, DataError): raise
-        raise DataError(f'this table cannot be read ({e})', path) from None
+    read = pd.read_csv if _kind(path)=='.csv' else pd.read_parquet
+    try: res = read(path)
+    except (ValueError, OSError) as e: raise DataError(f'this table cannot be read ({e})', path) from None
     return check_table(res, path)
 
-# %% ../nbs/foundations/02_slides.ipynb #cc120277
+# %% ../nbs/foundations/02_slides.ipynb #2a48abd6
 def _jobs(table, slide):
     "What to read for each row: (path, mpp, fast), x, y, sx, sy"
     if slide is not None and not isinstance(slide, Slide): slide = Slide(slide)
     key = None if slide is None else (slide.path, slide._mpp, slide.fast)
     return [(key or (r.path,), r.x, r.y, r.w0/r.size, r.h0/r.size) for r in table[['path','x','y','w0','h0','size']].itertuples()]
 
+# %% ../nbs/foundations/02_slides.ipynb #c315dbaa
 def _read_batch(jobs, size, opened):
     "Read the tiles of one batch; `opened` gives the slide of a key"
     res = np.empty((len(jobs),size,size,3), np.uint8)
     for i,(key,x,y,sx,sy) in enumerate(jobs): res[i] = opened(*key).read_scaled(x, y, size, size, sx, sy)
     return res
 
-# %% ../nbs/foundations/02_slides.ipynb #d4867691
-_opened = functools.lru_cache(8)(Slide) # the slides of a worker process
+# %% ../nbs/foundations/02_slides.ipynb #81131de9
+def _opener():
+    "A function that opens the slide of a key, once, whatever thread asks"
+    lock,cached = threading.Lock(),functools.lru_cache(8)(Slide)
+    def get(*key):
+        with lock: return cached(*key)
+    return get
+
+# %% ../nbs/foundations/02_slides.ipynb #7a6a9fdc
+_opened = _opener() # the slides of a worker process
 
 def _work(jobs, size, folder):
     "Read a batch in a worker process, leave it in a file and return its name"
@@ -690,13 +711,13 @@ def _fetch(res, n, size):
     os.unlink(res)
     return a
 
-# %% ../nbs/foundations/02_slides.ipynb #6f343751
+# %% ../nbs/foundations/02_slides.ipynb #c980d46a
 def _stream(table, jobs, size, n, workers, progress):
     "Keep a few batches under way and hand them out in order"
     from tqdm.auto import tqdm
     pending,pool = deque(),ProcessPoolExecutor(workers) if workers else ThreadPoolExecutor(min(4, os.cpu_count() or 1))
     with tempfile.TemporaryDirectory() as folder, tqdm(total=len(table), unit='tile', disable=not progress) as bar:
-        work = functools.partial(_work, folder=folder) if workers else functools.partial(_read_batch, opened=functools.lru_cache(8)(Slide))
+        work = functools.partial(_work, folder=folder) if workers else functools.partial(_read_batch, opened=_opener())
         def take():
             rows,job = pending.popleft()
             res = _fetch(job.result(), len(rows), size)
