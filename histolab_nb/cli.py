@@ -14,9 +14,10 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'notebooks_folder', 'paper_notebooks', 'find_notebook', 'has_cuda', 'flags_here', 'cell_flags', 'left_out',
-           'kernel_manager', 'heading', 'chapters', 'execute', 'save_pictures', 'for_report', 'write_report',
-           'run_settings', 'prepare_folder', 'run_notebook', 'run_facts', 'finish', 'check_packages', 'check_imports',
-           'check_machine', 'device_name', 'command', 'run', 'demo', 'doctor', 'working_copy', 'lab', 'main']
+           'kernel_manager', 'heading', 'chapters', 'execute', 'save_pictures', 'for_report', 'as_text', 'write_report',
+           'run_settings', 'prepare_folder', 'run_notebook', 'run_facts', 'peak_memory', 'finish', 'check_packages',
+           'check_imports', 'check_machine', 'device_name', 'command', 'run', 'demo', 'doctor', 'working_copy', 'lab',
+           'main']
 
 # %% ../nbs/foundations/13_cli.ipynb #606e8f0e
 import contextlib, importlib.metadata, inspect, os, platform, re, shutil, subprocess, sys, threading, time
@@ -179,7 +180,7 @@ def save_pictures(
             with atomic_path(res[-1]) as p: p.write_bytes(base64.b64decode(o['data']['image/png']))
     return res
 
-# %% ../nbs/foundations/13_cli.ipynb #871b7264
+# %% ../nbs/foundations/13_cli.ipynb #e2fde1d7
 def for_report(
     nb, # notebook
     badges:bool=False, # keep lines that are nothing but a badge?
@@ -193,11 +194,22 @@ def for_report(
     nb.cells = [c for c in nb.cells if c.source.strip()]
     return nb
 
+def as_text(
+    d:dict, # names and values, of which some may be dicts again
+)->dict:
+    "`d` flat, with words for names and few digits, for people"
+    res = {}
+    for k,v in d.items():
+        if isinstance(v, dict): res |= {f'{k}, {a}':b for a,b in as_text(v).items()}
+        elif isinstance(v, (str,int,float)): res[k] = f'{v:.4g}' if isinstance(v, float) else str(v)
+    return {k.replace('_', ' '):v for k,v in res.items()}
+
 def write_report(
     nb, # executed notebook
     path:Path, # HTML file to write
     title:str, # shown in the tab of the browser
     facts:dict, # what is to be said about the run
+    numbers:dict|None=None, # what it found; shown at the top
 )->Path:
     "Write the notebook as one HTML file"
     from nbconvert import HTMLExporter
@@ -206,7 +218,8 @@ def write_report(
     exp.raw_template = (Path(histolab_nb.__file__).parent/'data'/'report.html.j2').read_text(encoding='utf-8')
     nb = for_report(nb)
     heads = [dict(text=h, id=h.replace(' ', '-')) for h in map(heading, nb.cells) if h]
-    html,_ = exp.from_notebook_node(nb, resources=dict(title=title, facts=facts, headings=heads, code_css=HtmlFormatter().get_style_defs('.highlight')))
+    res = dict(title=title, facts=as_text(facts), numbers=as_text(numbers or {}), headings=heads, code_css=HtmlFormatter().get_style_defs('.highlight'))
+    html,_ = exp.from_notebook_node(nb, resources=res)
     with atomic_path(path) as p: p.write_text(html, encoding='utf-8')
     return path
 
@@ -242,10 +255,10 @@ def prepare_folder(
     write_json(out/'run.json', run)
     return out
 
-# %% ../nbs/foundations/13_cli.ipynb #5bbdecac
+# %% ../nbs/foundations/13_cli.ipynb #c468c685
 def run_notebook(
     paper:str, # short name of a paper, or a path to a notebook
-    out:str|Path|None=None, # folder for what the run leaves; `out/PAPER-SCALE` if none
+    out:str|Path|None=None, # folder for what the run leaves; `out/PAPER-SCALE`, and the name of the slide, if none
     flags:str|None=None, # 'slow', 'net' or both: run cells with these flags, too
     debug:bool=False, # print the whole traceback of a cell that fails?
     say=print, # called with a line for each chapter
@@ -256,7 +269,7 @@ def run_notebook(
     path,sets,start = find_notebook(paper),run_settings(**settings),time.time()
     name = re.sub(r'^\d+_', '', path.stem)
     run = dict(paper=name) | sets
-    out = prepare_folder(out or Path('out')/f'{name}-{sets["scale"]}', run)
+    out = prepare_folder(out or Path('out')/'-'.join([name, sets['scale'], *([Path(sets['slide']).stem] if 'slide' in sets else [])]), run)
     env = os.environ | {f'HISTOLAB_{k.upper()}':str(v) for k,v in (sets | dict(out=out)).items()}
     env.setdefault('HISTOLAB_RESULTS', str(out/'results'))
     nb,here = nbformat.read(path, 4),flags_here(sets.get('data'), flags)
@@ -267,7 +280,7 @@ def run_notebook(
     finish(nb, out, run | run_facts(nb, here, start))
     return out
 
-# %% ../nbs/foundations/13_cli.ipynb #f6f4266c
+# %% ../nbs/foundations/13_cli.ipynb #0566a050
 def run_facts(
     nb, # executed notebook
     here:dict, # see `flags_here`
@@ -275,9 +288,15 @@ def run_facts(
 )->dict:
     "What is worth knowing about a run"
     lost = {why:sum(left_out(c, here)==why for c in nb.cells if c.cell_type=='code') for why in filter(None, here.values())}
-    return dict(started=time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(start)), seconds=round(time.time()-start, 1),
+    return dict(started=time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(start)), seconds=round(time.time()-start, 1), peak_memory=peak_memory(),
         left_out={k:v for k,v in lost.items() if v}, version=histolab_nb.__version__, commit=git_commit(),
-        python=platform.python_version(), system=platform.platform())
+        device=str(get_device()), python=platform.python_version(), system=platform.platform())
+
+def peak_memory()->float|None:
+    "GiB that the largest process we started and that has ended held at its peak; none on Windows"
+    try: import resource
+    except ImportError: return None
+    return round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**30 if sys.platform=='darwin' else 2**20), 2)
 
 def finish(
     nb, # executed notebook
@@ -286,9 +305,9 @@ def finish(
 ):
     "Write report, numbers and pictures; remove the checkpoint"
     save_pictures(nb, out/'pictures')
-    write_report(nb, out/'report.html', f'histolab_nb: {facts["paper"]}', facts)
     res = read_json(out/'result.json') if (out/'result.json').exists() else {}
     if not isinstance(res, dict): raise DataError('this should hold a dict of numbers', out/'result.json', 'Look where the notebook writes it')
+    write_report(nb, out/'report.html', f'histolab_nb: {facts["paper"]}', facts, res)
     write_json(out/'result.json', res | dict(run=facts))
     shutil.rmtree(out/'checkpoint', ignore_errors=True)
 
@@ -365,7 +384,7 @@ def _version(show:bool):
 @app.callback()
 def _options(version:bool=typer.Option(False, '--version', callback=_version, is_eager=True, help='Show the version')): pass
 
-# %% ../nbs/foundations/13_cli.ipynb #9ff2a1cf
+# %% ../nbs/foundations/13_cli.ipynb #5be53d5c
 def _say(s): print(s, flush=True)
 
 @command
@@ -376,7 +395,7 @@ def run(
     mpp:float=None, # its resolution in um/px, where the file does not know it
     data:str=None, # folder of real data sets; HISTOLAB_DATA if none
     seed:int=None, # seed of the run
-    out:str=None, # folder for what the run leaves; out/PAPER-SCALE if none
+    out:str=None, # folder for what the run leaves; out/PAPER-SCALE, and the name of the slide, if none
     flags:str=None, # run cells with these flags, too: slow, net or 'slow net'
     debug:bool=False, # show the whole traceback of an error
 ):
