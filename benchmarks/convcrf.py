@@ -3,6 +3,7 @@
     python benchmarks/convcrf.py                # on the GPU if there is one
     python benchmarks/convcrf.py --device cpu
 
+On the CPU all ways run on one thread (ConvCRF never uses more), and the largest case once more with unfold on all cores.
 Every timing has a fresh process of its own and the ways take turns. The memory is the highest that the process (on CUDA: the allocator) ever held, minus what it
 held just before the first run: inputs, torch and a warm-up on a small image are not counted. All three compute the same map, which is checked.
 """
@@ -18,6 +19,8 @@ from histolab_nb.postprocess import _kernel, _pairs
 
 class UnfoldCRF(ConvCRF):
     "The window of every pixel copied into a row: kernels once, then one im2col a message. In place where no gradient is asked for"
+    logits = ConvCRF.logits.__wrapped__ # on all threads that torch is given
+
     def cols(self, x): return F.unfold(x, 2*self.span+1, padding=self.span).view(*x.shape[:2], -1, x.shape[2]*x.shape[3])
 
     def prepare(self, prob, image):
@@ -49,7 +52,6 @@ class KeptCRF(ConvCRF):
         prob,line = super().prepare(prob, image)
         width = coarse(prob[:1,:1], self.blur).shape[-1]
         self.pairs = list(_pairs(line, half_window(self.span, width+self.span)))
-        torch.set_num_threads(1)
         return prob,[_kernel(line, a, b)[0] for a,b in self.pairs]
 
     def message(self, q, kernels):
@@ -77,7 +79,7 @@ def made_up(size, device, seed=0):
     return torch.cat([1-p, p], 1).to(device),image.to(device)
 
 
-def run_one(way, size, blur, train, device, rounds, out):
+def run_one(way, size, blur, train, device, out):
     "In a process of its own: seconds a run, peak memory in MB, and the map"
     def sync(): torch.cuda.synchronize() if device=='cuda' else None
     crf = ways[way](blur=blur).to(device)
@@ -96,7 +98,7 @@ def run_one(way, size, blur, train, device, rounds, out):
     res = once(*data)
     peak = torch.cuda.max_memory_allocated() if device=='cuda' else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
     times = []
-    for _ in range(rounds):
+    for _ in range(2):
         start = time.perf_counter()
         once(*data)
         times.append(time.perf_counter()-start)
@@ -105,10 +107,10 @@ def run_one(way, size, blur, train, device, rounds, out):
     print(json.dumps(dict(seconds=float(np.median(times)), megabytes=(peak-before)/2**20, grads=grads)))
 
 
-def compare(size, blur, train, args, folder):
+def compare(size, blur, train, threads, args, folder):
     "The ways in turn, `args.rounds` fresh processes each: a row of the table"
-    rows,names = {},['unfold', 'convcrf'] if train else list(ways)
-    env = os.environ | dict(OMP_NUM_THREADS=str(args.threads), MKL_NUM_THREADS=str(args.threads))
+    rows,names = {},list(ways) if threads==1 and not train else ['unfold', 'convcrf']
+    env = os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     for i in range(args.rounds):
         for way in names:
             cmd = [sys.executable, __file__, '--one', way, '--size', str(size), '--blur', str(blur), '--device', args.device, '--out', f'{folder}/{way}.npy'] + ['--train']*train
@@ -120,14 +122,14 @@ def compare(size, blur, train, args, folder):
     flipped = max(float(((maps[w]>.5)!=(maps['unfold']>.5)).mean()) for w in names)
     med = {w:{k:float(np.median([o[k] for o in rows[w]])) for k in ('seconds','megabytes')} for w in names}
     def ratio(k, w): return [a[k]/b[k] for a,b in zip(rows['unfold'], rows[w])]
-    row = dict(size=size, blur=blur, train=train, **{w:{k:round(v, 4) for k,v in med[w].items()} for w in names}, largest_difference=worst, share_of_pixels_that_flip=flipped,
+    row = dict(size=size, blur=blur, train=train, threads=threads, **{w:{k:round(v, 4) for k,v in med[w].items()} for w in names}, largest_difference=worst, share_of_pixels_that_flip=flipped,
         times_quicker_than_unfold={w:round(float(np.median(ratio('seconds', w))), 2) for w in names[1:]},
         times_quicker_each_round=[round(o, 2) for o in ratio('seconds', 'convcrf')],
         times_less_memory_than_unfold={w:round(float(np.median(ratio('megabytes', w))), 1) for w in names[1:]})
     if train:
         g = [np.concatenate([np.ravel(o) for o in rows[w][0]['grads']]) for w in names]
         row['largest_relative_difference_of_gradients'] = float(np.abs(g[0]-g[1]).max()/np.abs(g[0]).max())
-    print(f'{size} px, blur {blur}{", with gradient" if train else ""}: ' + '; '.join(f'{w} {med[w]["seconds"]:.3f} s, {med[w]["megabytes"]:.0f} MB' for w in names))
+    print(f'{size} px, blur {blur}{", with gradient" if train else ""}, {threads} threads: ' + '; '.join(f'{w} {med[w]["seconds"]:.3f} s, {med[w]["megabytes"]:.0f} MB' for w in names))
     print(f'    convcrf is {row["times_quicker_than_unfold"]["convcrf"]}x as quick as unfold with 1/{row["times_less_memory_than_unfold"]["convcrf"]} of its memory; '
         f'maps differ by {worst:.1e} at most, {flipped:.1e} of the pixels flip', flush=True)
     return row
@@ -136,15 +138,15 @@ def compare(size, blur, train, args, folder):
 if __name__=='__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--threads', type=int, default=os.cpu_count(), help='of torch, on the CPU')
     parser.add_argument('--rounds', type=int, default=3)
     for k in ('one','out'): parser.add_argument(f'--{k}', help=argparse.SUPPRESS)
     for k in ('size','blur'): parser.add_argument(f'--{k}', type=int, help=argparse.SUPPRESS)
     parser.add_argument('--train', action='store_true', help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one: run_one(args.one, args.size, args.blur, args.train, args.device, args.rounds, args.out)
+    if args.one: run_one(args.one, args.size, args.blur, args.train, args.device, args.out)
     else:
+        cases = [(1024,1,False,1), (1024,4,False,1), (512,1,True,1)] + [(1024,1,False,os.cpu_count())]*(args.device=='cpu')
         with tempfile.TemporaryDirectory() as folder:
-            rows = [compare(*o, args, folder) for o in ((1024,1,False), (1024,4,False), (512,1,True))]
+            rows = [compare(*o, args, folder) for o in cases]
         device = torch.cuda.get_device_name() if args.device=='cuda' else 'cpu'
-        keep('convcrf' if args.device=='cpu' else f'convcrf_{args.device}', dict(device=device, torch=torch.__version__, filter_size=11, iterations=5, classes=2, rows=rows), args.threads)
+        keep('convcrf' if args.device=='cpu' else f'convcrf_{args.device}', dict(device=device, torch=torch.__version__, filter_size=11, iterations=5, classes=2, rows=rows), 1)

@@ -69,33 +69,33 @@ def _one_thread():
     try: yield
     finally: torch.set_num_threads(n)
 
-# %% ../nbs/foundations/09_postprocess.ipynb #299b0cdf
+# %% ../nbs/foundations/09_postprocess.ipynb #65f6c528
 class _ColourMessage(torch.autograd.Function):
     @staticmethod
+    @_one_thread()
     def forward(ctx, q, f, offsets):
         ctx.save_for_backward(q, f)
         ctx.offsets = offsets
         res = q.clone()
-        with _one_thread():
-            for a,b in _pairs(q, offsets):
-                k,_ = _kernel(f, a, b)
-                for r,o in zip(res, q): r[a].addcmul_(k, o[b]), r[b].addcmul_(k, o[a])
+        for a,b in _pairs(q, offsets):
+            k,_ = _kernel(f, a, b)
+            for r,o in zip(res, q): r[a].addcmul_(k, o[b]), r[b].addcmul_(k, o[a])
         return res
 
     @staticmethod
     @once_differentiable
+    @_one_thread()
     def backward(ctx, g):
         (q,f),g = ctx.saved_tensors,g.contiguous()
         gq,gf = g.clone(),torch.zeros_like(f)
-        with _one_thread():
-            for a,b in _pairs(q, ctx.offsets):
-                k,diffs = _kernel(f, a, b)
-                carried = torch.zeros_like(k)
-                for r,go,o in zip(gq, g, q):
-                    r[a].addcmul_(k, go[b]), r[b].addcmul_(k, go[a])
-                    carried.addcmul_(go[a], o[b]).addcmul_(go[b], o[a])
-                carried *= k
-                for r,d in zip(gf, diffs): r[a].addcmul_(carried, d, value=-1), r[b].addcmul_(carried, d)
+        for a,b in _pairs(q, ctx.offsets):
+            k,diffs = _kernel(f, a, b)
+            carried = torch.zeros_like(k)
+            for r,go,o in zip(gq, g, q):
+                r[a].addcmul_(k, go[b]), r[b].addcmul_(k, go[a])
+                carried.addcmul_(go[a], o[b]).addcmul_(go[b], o[a])
+            carried *= k
+            for r,d in zip(gf, diffs): r[a].addcmul_(carried, d, value=-1), r[b].addcmul_(carried, d)
         return gq,gf,None
 
 # %% ../nbs/foundations/09_postprocess.ipynb #859d9970
@@ -108,14 +108,13 @@ def colour_message(
     offsets = half_window(span, q.shape[-1]+span)
     return unflatten_map(_ColourMessage.apply(flatten_map(q, span), line, offsets), q.shape, span)
 
-# %% ../nbs/foundations/09_postprocess.ipynb #fbff843b
+# %% ../nbs/foundations/09_postprocess.ipynb #4f365b24
 def _along(x, taps, dim):
     "`x` filtered along one axis, zeros outside"
     n,span = x.shape[dim],len(taps)//2
     padded = F.pad(x, (0,0,span,span) if dim==2 else (span,span))
     res = torch.zeros_like(x)
-    with _one_thread():
-        for i,t in enumerate(taps): res = res.addcmul_(padded.narrow(dim, i, n), t)
+    for i,t in enumerate(taps): res = res.addcmul_(padded.narrow(dim, i, n), t)
     return res
 
 def position_message(
@@ -207,7 +206,7 @@ def check_maps(
         raise DataError('the map does not hold probabilities that add up to 1', fix='Apply softmax first')
     if 0<image.max()<=1: raise DataError('the image goes up to 1 only, and thetas are in grey levels of [0,255]', fix='Multiply it by 255')
 
-# %% ../nbs/foundations/09_postprocess.ipynb #52f89e56
+# %% ../nbs/foundations/09_postprocess.ipynb #a8309757
 @patch
 def prepare(self:ConvCRF,
     prob, # (B,C,H,W) probabilities
@@ -219,6 +218,7 @@ def prepare(self:ConvCRF,
     return prob,flatten_map(coarse(image, self.blur)/self.log_theta_col.exp().view(1, 3, 1, 1), self.span)
 
 @patch
+@_one_thread()
 def logits(self:ConvCRF,
     prob, # (B,C,H,W) probabilities
     image, # (B,3,H,W) in [0,255]
@@ -235,6 +235,7 @@ def logits(self:ConvCRF,
     return x
 
 @patch
+@_one_thread()
 def forward(self:ConvCRF,
     prob, # (B,C,H,W) probabilities
     image, # (B,3,H,W) in [0,255]
@@ -242,7 +243,7 @@ def forward(self:ConvCRF,
     "The smoothed map"
     return self.message(*self.prepare(prob, image)) if self.literal else self.logits(prob, image).softmax(1)
 
-# %% ../nbs/foundations/09_postprocess.ipynb #b94cc6ef
+# %% ../nbs/foundations/09_postprocess.ipynb #9d9321d6
 def soft_dice_loss(
     logits, # (B,C,H,W)
     truth, # (B,H,W) classes, 0 is background
@@ -253,6 +254,7 @@ def soft_dice_loss(
     return 1-d[1:].mean()
 
 @patch
+@_one_thread()
 def fit(self:ConvCRF,
     probs, # probability maps (C,H,W), one an image; sizes may differ
     images, # images (3,H,W) in [0,255]
