@@ -125,7 +125,7 @@ def apart(
         alive[j[stays[i]]] = False
     return kept
 
-# %% ../nbs/foundations/06_phantom.ipynb #44af3d31
+# %% ../nbs/foundations/06_phantom.ipynb #9cb0cdd1
 @dataclass
 class Look(Recipe):
     "The numbers of the tissue; lengths in um, amounts of dye in optical density"
@@ -149,16 +149,18 @@ class Look(Recipe):
     loose:float = 0.4 # how loose the stroma is
     stroma_e:float = 0.66 # eosin of collagen
     stroma_h:float = 0.10 # haematoxylin of collagen
+    uneven:float = 0.04 # unevenness of the thickness of the section and of the staining, relative
+    lamina:float = 0.5 # how much paler and looser the stroma between glands is, 0 to 1
 
-shared_look = Look(tumour_h=1.57, cytoplasm_h=.17, cytoplasm_e=.56, septum_um=14., tumour_lumen=1.5, tumour_lymphocytes=.6,
-    glands=1.6, epithelium=1.6, fat=9., lymphocytes=.30, fibroblasts=.11, loose=-.1)
+shared_look = Look(tumour_h=1.64, cytoplasm_h=.13, cytoplasm_e=.58, septum_um=14., tumour_lumen=1.35, tumour_lymphocytes=.6,
+    glands=1.6, epithelium=1.6, fat=9., lymphocytes=.30, fibroblasts=.11, loose=-.1, lamina=0., uneven=.12)
 
-# %% ../nbs/foundations/06_phantom.ipynb #d63d089e
+# %% ../nbs/foundations/06_phantom.ipynb #76d23d12
 @dataclass
 class Optics(Recipe):
     "The numbers of the microscope"
     i0:float = 240. # brightness of empty glass, grey levels
-    blur_um:float = 0.25 # deviation of the point spread, um
+    blur_um:float = 0.18 # deviation of the point spread, um; 0.15 is the limit of an objective of aperture 0.75
     defocus_um:float = 0. # additional blur where the slide is out of focus, um
     noise:float = 2. # deviation of the noise of a white pixel, grey levels
     illumination:float = 0.015 # unevenness of the light, relative
@@ -186,15 +188,15 @@ class Kind:
     space:float # room it claims, in radii
     reach:float # up to how many radii its cell can extend
 
-# %% ../nbs/foundations/06_phantom.ipynb #6f22238c
-kinds = (
-    Kind('tumour cell',   1, 46., .38, 1.32, .22, .11, 1.75, .22, .60, .60, .90, 0.98, 1.85),
-    Kind('lymphocyte',    2, 14., .18, 1.12, .10, .05, 2.10, .15, .10, .40, .00, 1.00, 1.15),
-    Kind('fibroblast',    3, 19., .32, 4.20, .35, .06, 1.75, .25, .15, .35, .00, 1.15, 1.15),
-    Kind('dying cell',    4,  9., .50, 1.25, .20, .14, 1.90, .30, .00, .20, .00, 1.20, 1.15),
-    Kind('epithelial',    5, 27., .18, 1.20, .12, .04, 1.55, .18, .50, .50, .35, 1.60, 2.40),
-    Kind('gland',         5, 29., .18, 1.65, .18, .04, 1.80, .18, .40, .45, .20, 1.00, 1.15),
-    Kind('erythrocyte',   0, 34., .06, 1.08, .05, .04, 0.04, .10, .00, .00, .00, 0.97, 1.05))
+# %% ../nbs/foundations/06_phantom.ipynb #25282b88
+_kinds = '''tumour_cell 1 46 .38 1.32 .22 .11 1.75 .22 .60 .60 .90 0.98 1.85
+    lymphocyte  2 14 .18 1.12 .10 .05 2.10 .15 .10 .40 .00 1.00 1.15
+    fibroblast  3 19 .32 4.20 .35 .06 1.75 .25 .15 .35 .00 1.15 1.15
+    dying_cell  4  9 .50 1.25 .20 .14 1.90 .30 .00 .20 .00 1.20 1.15
+    epithelial  5 27 .18 1.20 .12 .04 1.50 .18 .55 .40 .35 1.60 2.40
+    gland_cell  5 29 .18 1.65 .18 .04 1.80 .18 .40 .45 .20 1.00 1.15
+    erythrocyte 0 34 .06 1.08 .05 .04 0.04 .10 .00 .00 .00 0.97 1.05'''
+kinds = [Kind(name, int(cls), *map(float, values)) for name,cls,*values in map(str.split, _kinds.splitlines())] # columns as in `Kind`
 tumour_cell,lymphocyte,fibroblast,dying_cell,epithelial,gland_cell,erythrocyte = range(len(kinds))
 
 # %% ../nbs/foundations/06_phantom.ipynb #c54a9803
@@ -440,7 +442,7 @@ def _nuclei(self:Phantom, kind, j, i, y, x, phi=None):
     o['nx'],o['ny'],o['nr'] = o['a']*out*np.cos(turn),o['b']*out*np.sin(turn),np.where(u(15)<t['nucleolus'], r*(.16+.14*u(16)), 0)
     return o
 
-# %% ../nbs/foundations/06_phantom.ipynb #e8b912cd
+# %% ../nbs/foundations/06_phantom.ipynb #be5de6d3
 @patch
 def _flow(self:Phantom, y, x):
     "Coordinate across the fibres of the stroma, um"
@@ -465,9 +467,10 @@ def _choose(self:Phantom, j, i, f):
     some = np.where(f.tumour>0, np.minimum(some*l.tumour_lymphocytes, .25), some)
     kind[u<some+l.fibroblasts] = fibroblast
     kind[u<some] = lymphocyte
-    for inside,share,what in ((f.nest>-2,0,-1),(f.nest>2,l.tumour_cells,tumour_cell),(f.lumen>-2.5,0,-1),(f.epithelium>0,0,-1),(f.epithelium>1.5,1,epithelial),
-            (f.fat>-1,0,-1),(f.necrosis>0,.12,dying_cell),(f.blood>0,0,-1),(f.blood>2.5,.9,erythrocyte)):
-        kind[inside] = np.where(u<share, what, -1)[inside]
+    nest = [(f.nest>-2,0,-1),(f.nest>2,l.tumour_cells,tumour_cell),(f.lumen>-2.5,0,-1)]
+    normal = [(f.epithelium>0,0,-1),(f.epithelium>1.5,1,epithelial),(f.fat>-1,0,-1)]
+    other = [(f.necrosis>0,.12,dying_cell),(f.blood>0,0,-1),(f.blood>2.5,.9,erythrocyte)]
+    for inside,share,what in nest+normal+other: kind[inside] = np.where(u<share, what, -1)[inside]
     kind[(f.nest>2)&(u>.985)] = lymphocyte
     kind[f.tissue<3] = -1
     return kind
@@ -543,7 +546,7 @@ def _press(t, a, b, k, reach, near, second, who):
     np.copyto(near[s], t, where=closer)
     np.copyto(who[s], k, where=closer)
 
-# %% ../nbs/foundations/06_phantom.ipynb #0e7ae7ce
+# %% ../nbs/foundations/06_phantom.ipynb #e551901f
 def _soft(t):
     "0 below 0, 1 above 1, smooth in between"
     t = np.clip(t, 0, 1)
@@ -559,12 +562,12 @@ def _canvas(self:Phantom, iy, ix, h, w, mpp):
     y,x = ((iy+np.arange(h)+.5)*mpp)[:,None],((ix+np.arange(w)+.5)*mpp)[None]
     k = self.key('grain')
     c = _Canvas(iy=iy, ix=ix, mpp=mpp, y=y, x=x, p=self._fields_at(y, x), h=np.zeros((h,w), np.float32), e=np.zeros((h,w), np.float32))
-    c.fine,c.mid,c.wide = [lattice_noise(k+n, y, x, s) for n,s in enumerate((.55,1.3,5.))]
+    c.fine,c.mid,c.wide = [lattice_noise(k+n, y, x, s) for n,s in enumerate((.6,1.2,5.))]
     c.cells = self._cells_near(y[0,0], y[-1,0], x[0,0], x[0,-1])
     c.near,c.second,c.who = _stamp(c.cells, iy, ix, h, w, mpp)
     return c
 
-# %% ../nbs/foundations/06_phantom.ipynb #39c9b789
+# %% ../nbs/foundations/06_phantom.ipynb #94254794
 @functools.lru_cache(8)
 def _fibre_table(seed, n=512):
     t = ndi.gaussian_filter(np.random.default_rng(seed).normal(size=(n,n)), 1, mode='wrap')
@@ -576,10 +579,11 @@ def _stroma(self:Phantom, c):
     flow,along = self._flow(c.y, c.x),(c.x*.83-c.y*.55).astype(np.float32)
     table,l = _fibre_table(self.key('fibre')),self.look
     def fibre(across, length, n): return ndi.map_coordinates(table, [flow/across+n,along/length], order=1, mode='grid-wrap', output=np.float32)
-    loose = _soft((c.p.loose+l.loose)/1.8)
+    lamina = l.lamina*_soft(c.p.glands/40)
+    loose = _soft((c.p.loose+l.loose+.8*lamina)/1.8)
     strands = (.6*fibre(2.4, 20., 0)+.75*fibre(.42, 6., 100))*(1-.4*loose)+.35*c.mid
     cleft = .8*fibre(1.9, 11., 200)+.5*fibre(4.5, 30., 300)+loose*(.9*c.wide+.4*c.mid)
-    c.e += l.stroma_e+.22*strands-.14*loose+.05*c.fine+.06*c.wide
+    c.e += l.stroma_e+.22*strands*(1-.5*lamina)-.14*loose-.3*lamina+.05*c.fine+.06*c.wide
     c.h += l.stroma_h+.05*strands+.04*c.fine
     c.fade(.9*_soft((cleft-1.6+1.0*loose)/.5))
     c.lay(.02, .05, _soft(c.p.blood/3+.5))
@@ -594,7 +598,7 @@ def _fat(self:Phantom, c):
     membrane = np.exp(-np.square((second-near)/1.8))
     c.lay(.12*membrane, .50*membrane, _soft(c.p.fat/4+.5))
 
-# %% ../nbs/foundations/06_phantom.ipynb #aa8d6ed6
+# %% ../nbs/foundations/06_phantom.ipynb #2c7ec382
 @patch
 def _window(self:Phantom, c, y, x, r):
     "The slices of the canvas within r um of a point"
@@ -611,6 +615,7 @@ def _goblets(self:Phantom, g, cell, d, thick, radius):
     aside = (cell/2-pair-.5)*10.4*np.clip(1-d/radius, .25, 1)
     return _soft((1.1-np.square((d-deep)/(wide*1.25))-np.square(aside/wide))/.35)*there
 
+# %% ../nbs/foundations/06_phantom.ipynb #0c89e553
 @patch
 def _paint_gland(self:Phantom, c, g):
     "One gland"
@@ -636,6 +641,7 @@ def _paint_gland(self:Phantom, c, g):
     c.e[s] += .18*np.exp(-np.square((d+.4)/.6))
     c.glands[s][d>0] = g['id']
 
+# %% ../nbs/foundations/06_phantom.ipynb #ed16d3dc
 @patch
 def _glands(self:Phantom, c):
     "All glands of the window"
@@ -656,7 +662,7 @@ def _epithelia(self:Phantom, c):
     c.lay(.02, .05, _soft(p.lumen/2+.5))
     c.lay(.16+.07*c.mid+.05*c.fine, .62+.12*c.wide+.16*c.mid+.08*c.fine, _soft(p.necrosis/12+.5))
 
-# %% ../nbs/foundations/06_phantom.ipynb #e104ff42
+# %% ../nbs/foundations/06_phantom.ipynb #4636a5c4
 @patch
 def _paint_cells(self:Phantom, c):
     "Nuclei and erythrocytes, with their instances and classes"
@@ -668,14 +674,14 @@ def _paint_cells(self:Phantom, c):
     dy,dx = (c.y[j,0]-o['y']).astype(np.float32),(c.x[0,i]-o['x']).astype(np.float32)
     d = np.sqrt(dy*dy+dx*dx)*(1-1/np.maximum(rho, .02)) # um outside the outline
     thick = np.sqrt(np.clip(1.08-.75*rho*rho, 0, 1))
-    chromatin = np.clip(1-.45*o['rim']+o['rim']*np.exp(-np.square((d+.4)/.38))+o['clump']*(.62*mid+.36*fine), .25, 2)
+    chromatin = np.clip(1-.45*o['rim']+o['rim']*np.exp(-np.square((d+.4)/.38))+o['clump']*(.42*mid+.46*fine), .3, 2)
     co,si = np.cos(o['phi']),np.sin(o['phi'])
     u,v = dx*co+dy*si-o['nx'],dy*co-dx*si-o['ny']
     nucleolus = np.exp(-np.square((u*u+v*v)/np.square(np.maximum(o['nr'], .05))))*(o['nr']>0)
     red = o['kind']==erythrocyte
     h = np.where(red, .02, o['h']*(chromatin*thick+.75*nucleolus))
     e = np.where(red, 1.1-.3*np.exp(-np.square(rho/.5)), .32+.10*nucleolus+.08*mid)
-    h0,e0,t = c.h.ravel(),c.e.ravel(),_soft(.5-d/.7)
+    h0,e0,t = c.h.ravel(),c.e.ravel(),_soft(.5-d/.55)
     h0[p],e0[p] = h0[p]+(h-h0[p])*t,e0[p]+(e-e0[p])*t
     inside = (rho<1)&~red
     c.instances.ravel()[p[inside]] = o['id'][inside]
@@ -688,7 +694,9 @@ def _paint(self:Phantom, iy, ix, h, w, mpp):
     for step in (self._stroma,self._fat,self._glands,self._epithelia,self._paint_cells): step(c)
     world = (c.y>0)&(c.y<self.height_um)&(c.x>0)&(c.x<self.width_um)
     inside = _soft(c.p.tissue/3+.5)*world
-    c.h,c.e = np.maximum(c.h*inside, 0),np.maximum(c.e*inside, 0)
+    k,u = self.key('uneven'),self.look.uneven
+    thick,pink = [np.exp(u*lattice_noise(k+n, c.y, c.x, 110.)) for n in (0,1)]
+    c.h,c.e = np.maximum(c.h*inside*thick, 0),np.maximum(c.e*inside*thick*pink, 0)
     c.regions,c.tumour = _regions(c.p)*world,(c.p.tumour>0)&(c.p.tissue>0)&world
     for m in (c.instances,c.classes,c.glands): m *= world
     return c
@@ -746,7 +754,7 @@ def _blocks(self:Phantom, iy, ix, h, w, mpp):
             n,m = min(side,h-a),min(side,w-b)
             yield np.s_[a:a+n,b:b+m],self._block(iy+a, ix+b, n, m, mpp)
 
-# %% ../nbs/foundations/06_phantom.ipynb #ecba13f8
+# %% ../nbs/foundations/06_phantom.ipynb #b4bced1a
 def _check_window(w, h, mpp):
     if not (isinstance(w, (int,np.integer)) and isinstance(h, (int,np.integer)) and w>0 and h>0): raise DataError(f'a window has whole pixels, not {w} x {h}', fix='Give w and h in px')
     if not mpp>0: raise DataError(f'mpp should be positive, not {mpp}', fix='Give the resolution in um/px, such as 0.5')
@@ -773,6 +781,7 @@ def image(self:Phantom,
     for s,block in self._blocks(iy-a, ix-b, *res.shape[:2], mpp): res[s] = block[0]
     return _jpeg(res, q)[a:a+h,b:b+w] if q else res
 
+# %% ../nbs/foundations/06_phantom.ipynb #2afdd44a
 @patch
 def read(self:Phantom,
     x_um:float, # left edge, um; rounded to the pixel grid of `mpp`
@@ -783,8 +792,8 @@ def read(self:Phantom,
 )->Tissue:
     "A window with its truth; outside the world is white"
     _check_window(w, h, mpp)
-    kinds = (np.uint8,(3,)),(np.int32,()),(np.uint8,()),(np.int32,()),(bool,()),(np.uint8,()),(np.float32,(2,))
-    res = [np.empty((h,w,*s), t) for t,s in kinds]
+    maps = (np.uint8,(3,)),(np.int32,()),(np.uint8,()),(np.int32,()),(bool,()),(np.uint8,()),(np.float32,(2,))
+    res = [np.empty((h,w,*s), t) for t,s in maps]
     for s,block in self._blocks(round(y_um/mpp), round(x_um/mpp), h, w, mpp):
         for o,v in zip(res, block): o[s] = v
     if self.optics.jpeg: res[0] = self.image(x_um, y_um, w, h, mpp)
