@@ -265,7 +265,7 @@ def _set_threshold(self:Phantom, n=96):
     if not inside.any(): raise DataError('the white border leaves no tissue', fix='Choose a smaller margin_um')
     self.tumour_at = float(np.quantile(self._lobes(y, x)[inside], 1-self.look.tumour_share))
 
-# %% ../nbs/foundations/06_phantom.ipynb #354578fd
+# %% ../nbs/foundations/06_phantom.ipynb #7b9a4680
 @patch
 def _plan(self:Phantom, y, x):
     "All fields at y, x"
@@ -284,7 +284,7 @@ def _plan(self:Phantom, y, x):
     p.lymph = fractal_noise(k('lymph'), y, x, 170., 3)
     p.loose = fractal_noise(k('loose'), y, x, 220., 2)
     p.lumen = np.minimum((lattice_noise(k('lumen'), y, x, 22.)-l.tumour_lumen)*9, p.nest-5)
-    p.blood = np.minimum((lattice_noise(k('blood'), y, x, 24.)-2.3)*12, np.minimum(-p.fat, -p.epithelium)-12)
+    p.blood = np.minimum((lattice_noise(k('blood'), y, x, 24.)-2.3)*12, np.minimum(np.minimum(-p.fat, -p.epithelium), -p.nest)-8)
     return np.stack([getattr(p, f) for f in _fields]).astype(np.float32)
 
 # %% ../nbs/foundations/06_phantom.ipynb #76b27c90
@@ -546,7 +546,7 @@ def _press(t, a, b, k, reach, near, second, who):
     np.copyto(near[s], t, where=closer)
     np.copyto(who[s], k, where=closer)
 
-# %% ../nbs/foundations/06_phantom.ipynb #e551901f
+# %% ../nbs/foundations/06_phantom.ipynb #fdcdbcdd
 def _soft(t):
     "0 below 0, 1 above 1, smooth in between"
     t = np.clip(t, 0, 1)
@@ -562,12 +562,12 @@ def _canvas(self:Phantom, iy, ix, h, w, mpp):
     y,x = ((iy+np.arange(h)+.5)*mpp)[:,None],((ix+np.arange(w)+.5)*mpp)[None]
     k = self.key('grain')
     c = _Canvas(iy=iy, ix=ix, mpp=mpp, y=y, x=x, p=self._fields_at(y, x), h=np.zeros((h,w), np.float32), e=np.zeros((h,w), np.float32))
-    c.fine,c.mid,c.wide = [lattice_noise(k+n, y, x, s) for n,s in enumerate((.6,1.2,5.))]
+    c.fine,c.mid,c.wide = [lattice_noise(k+n, y, x, s) for n,s in enumerate((.45,1.,5.))]
     c.cells = self._cells_near(y[0,0], y[-1,0], x[0,0], x[0,-1])
     c.near,c.second,c.who = _stamp(c.cells, iy, ix, h, w, mpp)
     return c
 
-# %% ../nbs/foundations/06_phantom.ipynb #94254794
+# %% ../nbs/foundations/06_phantom.ipynb #3a55c72b
 @functools.lru_cache(8)
 def _fibre_table(seed, n=512):
     t = ndi.gaussian_filter(np.random.default_rng(seed).normal(size=(n,n)), 1, mode='wrap')
@@ -583,7 +583,7 @@ def _stroma(self:Phantom, c):
     loose = _soft((c.p.loose+l.loose+.8*lamina)/1.8)
     strands = (.6*fibre(2.4, 20., 0)+.75*fibre(.42, 6., 100))*(1-.4*loose)+.35*c.mid
     cleft = .8*fibre(1.9, 11., 200)+.5*fibre(4.5, 30., 300)+loose*(.9*c.wide+.4*c.mid)
-    c.e += l.stroma_e+.22*strands*(1-.5*lamina)-.14*loose-.3*lamina+.05*c.fine+.06*c.wide
+    c.e += l.stroma_e+.22*strands*(1-.5*lamina)-.14*loose-.3*lamina+.08*c.fine+.06*c.wide
     c.h += l.stroma_h+.05*strands+.04*c.fine
     c.fade(.9*_soft((cleft-1.6+1.0*loose)/.5))
     c.lay(.02, .05, _soft(c.p.blood/3+.5))
@@ -648,21 +648,21 @@ def _glands(self:Phantom, c):
     c.glands = np.zeros(c.h.shape, np.int32)
     for g in self._glands_near(c.y[0,0], c.y[-1,0], c.x[0,0], c.x[0,-1]): self._paint_gland(c, g)
 
-# %% ../nbs/foundations/06_phantom.ipynb #3b4ff505
+# %% ../nbs/foundations/06_phantom.ipynb #94574490
 @patch
 def _epithelia(self:Phantom, c):
     "Sheets of normal epithelium, tumour nests and necrosis"
     p,l = c.p,self.look
     reach = c.cells['reach'][c.who] if len(c.cells) else np.float32(0)
     gap = np.exp(-np.square((c.second-c.near)/.14))*_soft((c.near-1.15)/.2)*(1-_soft((c.near-reach+.4)/.3))
-    c.lay(.20+.04*c.wide+.05*c.mid+.05*c.fine-.12*gap, .58+.06*c.wide+.10*c.mid+.06*c.fine-.30*gap, _soft(p.epithelium/2.5+.5))
+    c.lay(.20+.04*c.wide+.05*c.mid+.05*c.fine-.12*gap, .58+.06*c.wide+.10*c.mid+.09*c.fine-.30*gap, _soft(p.epithelium/2.5+.5))
     c.fade(.85*np.exp(-np.square((p.nest+3.5)/2.2))*_soft(c.wide*.3+.2+p.loose*.8))
-    h,e = l.cytoplasm_h+.06*c.wide+.08*c.mid+.06*c.fine-.14*gap,l.cytoplasm_e+.08*c.wide+.12*c.mid+.08*c.fine-.20*gap
+    h,e = l.cytoplasm_h+.06*c.wide+.08*c.mid+.06*c.fine-.14*gap,l.cytoplasm_e+.08*c.wide+.11*c.mid+.11*c.fine-.20*gap
     c.lay(h, e, _soft(p.nest/2+.5))
     c.lay(.02, .05, _soft(p.lumen/2+.5))
     c.lay(.16+.07*c.mid+.05*c.fine, .62+.12*c.wide+.16*c.mid+.08*c.fine, _soft(p.necrosis/12+.5))
 
-# %% ../nbs/foundations/06_phantom.ipynb #4636a5c4
+# %% ../nbs/foundations/06_phantom.ipynb #2e8c85a7
 @patch
 def _paint_cells(self:Phantom, c):
     "Nuclei and erythrocytes, with their instances and classes"
@@ -674,7 +674,7 @@ def _paint_cells(self:Phantom, c):
     dy,dx = (c.y[j,0]-o['y']).astype(np.float32),(c.x[0,i]-o['x']).astype(np.float32)
     d = np.sqrt(dy*dy+dx*dx)*(1-1/np.maximum(rho, .02)) # um outside the outline
     thick = np.sqrt(np.clip(1.08-.75*rho*rho, 0, 1))
-    chromatin = np.clip(1-.45*o['rim']+o['rim']*np.exp(-np.square((d+.4)/.38))+o['clump']*(.42*mid+.46*fine), .3, 2)
+    chromatin = np.clip(1-.45*o['rim']+o['rim']*np.exp(-np.square((d+.32)/.3))+o['clump']*(.40*mid+.46*fine), .3, 2)
     co,si = np.cos(o['phi']),np.sin(o['phi'])
     u,v = dx*co+dy*si-o['nx'],dy*co-dx*si-o['ny']
     nucleolus = np.exp(-np.square((u*u+v*v)/np.square(np.maximum(o['nr'], .05))))*(o['nr']>0)
