@@ -6,10 +6,11 @@ from fastai.callback.schedule import Learner
 from fastai.callback.training import GradientAccumulation
 from fastai.data.core import DataLoaders
 from fastai.metrics import accuracy
+from fastai.optimizer import ranger
 from torch import nn
 from torch.utils.data import DataLoader
 from histolab_nb.core import DataError, set_seed
-from histolab_nb.training import Checkpoint, DeviceAugment, StopOnNaN, load_model, quiet, read_tensors, save_model
+from histolab_nb.training import Checkpoint, SaveBest, StopOnNaN, load_model, quiet, read_tensors, save_model
 
 class Noisy(torch.utils.data.Dataset):
     "Points with a label, seen through noise from NumPy's and torch's own generators"
@@ -96,6 +97,30 @@ def test_validation_and_lr_find_are_no_trainings(tmp_path):
         learn.validate()
     for k,v in weights.items(): assert torch.equal(v, learn.model.state_dict()[k])
 
+def test_best_weights_and_lookahead(tmp_path):
+    "Another wrapper of an optimiser, and callbacks that load at the end"
+    def run(*cbs, **kwargs):
+        name = 'b' if cbs else 'a'
+        learn = learner(SaveBest(tmp_path/f'{name}.safetensors', 'accuracy'), *cbs, opt_func=ranger, **kwargs)
+        with quiet(learn): learn.fit_one_cycle(3)
+        return learn
+    straight = run()
+    with pytest.raises(Killed): run(Checkpoint(tmp_path/'run', batches=3), KillAt(1, 7))
+    same(straight, run(Checkpoint(tmp_path/'run', batches=3), seed=5))
+
+def test_with_progress_bars(tmp_path, capsys):
+    def run(*cbs, seed=0):
+        learn = learner(*cbs, seed=seed)
+        learn.fit(3)
+        return learn
+    straight = run()
+    with pytest.raises(Killed): run(Checkpoint(tmp_path, batches=3), KillAt(1, 4))
+    capsys.readouterr()
+    for said in 'going on in epoch 1, batch 3','this training is finished':
+        same(straight, run(Checkpoint(tmp_path, batches=3), seed=5))
+        out = capsys.readouterr().out
+        assert said in out and all(f'{row[0]:.6f}' in out for row in straight.recorder.values)
+
 def test_start_anew(tmp_path):
     train(Checkpoint(tmp_path))
     same(train(seed=3), train(Checkpoint(tmp_path, resume=False), seed=3))
@@ -149,7 +174,7 @@ class Tick(Callback):
     order = 90
     def after_batch(self):
         if self.training: print('batch', self.epoch, self.iter, flush=True)
-learn = learner(Tick(), DeviceAugment(), *([] if sys.argv[1]=='-' else [Checkpoint(sys.argv[1], batches=1)]), seed=int(sys.argv[4]))
+learn = learner(Tick(), *([] if sys.argv[1]=='-' else [Checkpoint(sys.argv[1], batches=1)]), seed=int(sys.argv[4]))
 with quiet(learn): learn.fit_one_cycle(6)
 save_model(learn.model, sys.argv[3])
 """
