@@ -1,0 +1,170 @@
+"What no notebook can hold: a prediction killed for good and resumed in another process, memory, and slides of odd shapes"
+import os, signal, subprocess, sys
+import numpy as np, pytest, torch
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import nn
+from torch.nn import functional as F
+from histolab_nb.core import DataError, read_json
+from histolab_nb.inference import SlideMap, TileLog, predict_slide, regions, ring_area, write_geojson
+from histolab_nb.slides import Slide, write_slide
+
+def grey(x): return F.avg_pool2d(x.mean(1, keepdim=True), 8)
+def grey2(x): return torch.cat([1-grey(x), grey(x)], 1).mean((2,3))
+
+@pytest.fixture(scope='session')
+def path(tmp_path_factory):
+    "A slide of coloured noise, 810 x 610 px: no multiple of any tile"
+    rng = np.random.default_rng(0)
+    img = rng.integers(60, 200, (61,81,3), np.uint8).repeat(10, 0).repeat(10, 1)
+    return write_slide(img, tmp_path_factory.mktemp('slide')/'noise.tiff', 0.5, quality=95)
+
+everywhere = dict(mask=np.ones((8,8), bool), progress=False, device='cpu')
+
+@pytest.mark.parametrize('size,stride', [(64,64), (64,32), (64,48), (128,40), (96,8)])
+def test_every_pixel_in_its_place(path, size, stride):
+    "The map of a model that returns the picture is the picture"
+    with Slide(path) as slide: truth = slide.read(0, 0, 810, 610).mean(-1)/255
+    m = predict_slide(path, grey, size, 0.5, stride, min_tissue=0, **everywhere)
+    assert m.prob.shape==(1,77,102) and m.covered.all()
+    pooled = truth[:608,:808].reshape(76,8,101,8).mean((1,3))
+    assert np.abs(m.prob[0,:76,:101]-pooled).max()<1e-5
+
+def test_coarser_scale_and_whole_tiles(path):
+    "At half the scale a map pixel is 16 level-0 px; answers of whole tiles fill the pixels they share"
+    m = predict_slide(path, grey, 64, 1.0, min_tissue=0, **everywhere)
+    assert m.scale==16 and m.prob.shape==(1,39,51)
+    a,b = (predict_slide(path, grey2, 64, 0.5, s, min_tissue=0, **everywhere) for s in (64,48))
+    assert a.scale==64 and b.scale==16 and a.prob.shape==(2,10,13)
+    assert np.allclose(np.nansum(b.prob, 0), 1)
+
+def test_shrink_is_a_mean(path):
+    fine,coarse = (predict_slide(path, grey, 64, 0.5, shrink=k, min_tissue=0, **everywhere) for k in (1,4))
+    assert coarse.scale==4*fine.scale
+    assert np.allclose(fine.prob[0,:76,:100].reshape(19,4,25,4).mean((1,3)), coarse.prob[0,:19,:25], atol=1e-5)
+    with pytest.raises(DataError, match='cannot be divided by 3'): predict_slide(path, grey, 64, 0.5, shrink=3, min_tissue=0, **everywhere)
+
+def test_network_is_put_into_evaluation_mode_and_tagged(path, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3,2,3), nn.BatchNorm2d(2), nn.Dropout(.5), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Softmax(1))
+    a = predict_slide(path, net, 64, 0.5, out=tmp_path/'net', min_tissue=0, **everywhere)
+    b = predict_slide(path, net, 64, 0.5, min_tissue=0, batch_size=7, **everywhere)
+    assert np.allclose(a.prob, b.prob, atol=1e-6, equal_nan=True)
+    nn.init.zeros_(net[0].weight)
+    with pytest.raises(DataError, match='model was Sequential'): predict_slide(path, net, 64, 0.5, out=tmp_path/'net', min_tissue=0, **everywhere)
+    predict_slide(path, net, 64, 0.5, out=tmp_path/'net', resume=False, min_tissue=0, **everywhere)
+
+def test_another_slide_of_the_same_name_is_refused(path, tmp_path):
+    predict_slide(path, grey, 64, 0.5, out=tmp_path/'notes', **everywhere)
+    (tmp_path/'other').mkdir()
+    other = write_slide(np.full((610,810,3), 120, np.uint8), tmp_path/'other'/'noise.tiff', 0.5)
+    with pytest.raises(DataError, match='bytes was'): predict_slide(other, grey, 64, 0.5, out=tmp_path/'notes', **everywhere)
+
+def test_bad_answers(path):
+    for f,said in ((lambda x: x.mean((2,3))*float('nan'), 'NaN or infinity'), (lambda x: x.mean(), 'classes'), (lambda x: 5*grey(x), 'no probabilities'), (lambda x: grey(x)[...,:4], 'classes')):
+        with pytest.raises(DataError, match=said): predict_slide(path, f, 64, 0.5, **everywhere)
+    with pytest.raises(DataError, match='leaves gaps'): predict_slide(path, grey, 64, 0.5, stride=65, **everywhere)
+    with pytest.raises(DataError, match='multiple of 8'): predict_slide(path, grey, 64, 0.5, stride=12, **everywhere)
+
+def test_no_resolution(path, tmp_path):
+    import tifffile
+    tifffile.imwrite(tmp_path/'bare.tiff', np.full((300,300,3), 150, np.uint8), tile=(256,256), photometric='rgb')
+    with pytest.raises(DataError, match='mpp=0.5'): predict_slide(tmp_path/'bare.tiff', grey, 64, 0.5, **everywhere)
+
+def test_damaged_notes(path, tmp_path):
+    predict_slide(path, grey, 64, 0.5, out=tmp_path, **everywhere)
+    (tmp_path/'map.npz').write_bytes((tmp_path/'map.npz').read_bytes()[:500])
+    with pytest.raises(DataError, match='not a whole map'): predict_slide(path, grey, 64, 0.5, out=tmp_path, **everywhere)
+    (tmp_path/'job.json').write_text('{"job"')
+    with pytest.raises(DataError, match='not JSON'): predict_slide(path, grey, 64, 0.5, out=tmp_path, **everywhere)
+
+def test_map_keeps_its_place_at_any_resolution():
+    "A tumour of one third of the slide is where it was, and as large, at every resolution"
+    prob = np.zeros((2,60,90), np.float32)
+    prob[1,:,:30] = 1
+    prob[0] = 1-prob[1]
+    m = SlideMap(prob, (16.,16.), (1440,960), .5)
+    for mpp in (2,3,5,8,11,30,100):
+        k = m.at(mpp)
+        assert abs(k.mpp-mpp)<1e-9 and k.prob.shape[1:]==(-(-960//(2*mpp)), -(-1440//(2*mpp)))
+        assert np.allclose(k.prob.sum(0), 1, atol=1e-5)
+        edge = (k.probability(1)>.5).mean(0).sum()*k.scale
+        assert abs(edge-480)<=k.scale
+
+def inside(ring, x, y):
+    "Is the point inside the ring? By the number of edges that a ray to the right crosses"
+    (x0,y0),(x1,y1) = ring[:-1].T,ring[1:].T
+    cross = (y0>y)!=(y1>y)
+    return bool((cross & (x<x0+(y-y0)/np.where(cross, y1-y0, 1)*(x1-x0))).sum()%2)
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(np.int8, st.tuples(st.integers(1,9), st.integers(1,9)), elements=st.integers(0,2)))
+def test_regions_are_the_pixels(labels):
+    "A pixel's centre lies in exactly the region of its class, whatever the map"
+    found = regions(labels, 10)
+    assert sum(r.area for r in found)==pytest.approx(100*(labels>0).sum())
+    for y,x in np.ndindex(labels.shape):
+        hits = [r.label for r in found if inside(r.rings[0], 10*x+5, 10*y+5) and not any(inside(h, 10*x+5, 10*y+5) for h in r.rings[1:])]
+        assert hits==([labels[y,x]] if labels[y,x] else [])
+    for r in found:
+        assert all((o[0]==o[-1]).all() for o in r.rings)
+        assert ring_area(r.rings[0])>0 and all(ring_area(o)<0 for o in r.rings[1:])
+        assert all(len(np.unique(o[:-1], axis=0))==len(o)-1 for o in r.rings) # no ring touches itself
+
+def test_geojson_is_what_qupath_reads(tmp_path):
+    labels = np.array([[1,1,1,0],[1,0,1,0],[1,1,1,2]])
+    for names,colours in ((dict([(1,'tumour'),(2,'stroma')]),{1:'red',2:(0,0,1.)}), (('other','tumour','stroma'),('k','red','blue'))):
+        d = read_json(write_geojson(tmp_path/'a.geojson', regions(labels, 100), names, colours, slide_mpp=.5))
+        f = d['features'][0]
+        assert d['type']=='FeatureCollection' and f['type']=='Feature' and f['geometry']['type']=='Polygon'
+        assert f['properties']==dict(objectType='annotation', classification=dict(name='tumour', color=[255,0,0]), measurements={'Area um^2':80000*.25})
+        assert len(f['geometry']['coordinates'])==2 and d['features'][1]['properties']['classification']==dict(name='stroma', color=[0,0,255])
+    assert read_json(write_geojson(tmp_path/'b.geojson', []))['features']==[]
+    with pytest.raises(DataError, match='cannot write here'): write_geojson(tmp_path/'a.geojson'/'x.geojson', [])
+
+def test_log_of_another_batch_size(tmp_path):
+    log = TileLog(tmp_path, dict(a=1), batch=4)
+    for _ in range(3): log.append(np.ones((4,2), np.float32))
+    log.append(np.ones((2,2), np.float32))
+    assert TileLog(tmp_path, dict(a=1), batch=4).done==12
+    assert TileLog(tmp_path, dict(a=1), batch=5).done==10
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[3])
+torch_threads = __import__('torch').set_num_threads(1)
+from test_inference import *
+import time
+def slow(x):
+    print('batch', flush=True)
+    time.sleep(.05)
+    return grey(x)
+m = predict_slide(sys.argv[1], slow, 64, 0.5, 32, batch_size=16, out=sys.argv[2], min_tissue=0, **everywhere)
+m.save(sys.argv[2]+'.npz')
+"""
+
+@pytest.mark.skipif(not hasattr(signal, 'SIGKILL'), reason='no SIGKILL here')
+def test_kill_9_and_resume(path, tmp_path):
+    "Killed without warning, twice: the map is that of a prediction left in peace, and no batch is asked for again that was answered"
+    def start(): return subprocess.Popen([sys.executable, '-c', SCRIPT, str(path), str(tmp_path/'notes'), os.path.dirname(__file__)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    straight = predict_slide(path, grey, 64, 0.5, 32, batch_size=16, min_tissue=0, **everywhere)
+    asked = 0
+    for n in (5,9):
+        p = start()
+        seen = 0
+        while seen<n:
+            line = p.stdout.readline()
+            assert line, p.stderr.read()
+            seen += line.startswith('batch')
+        p.send_signal(signal.SIGKILL)
+        p.communicate()
+        assert p.returncode==-signal.SIGKILL and not (tmp_path/'notes'/'map.npz').exists()
+        asked += n-1
+    with (tmp_path/'notes'/'tiles.bin').open('ab') as f: f.write(b'torn')
+    p = start()
+    out,err = p.communicate()
+    assert p.returncode==0, err
+    m = SlideMap.load(tmp_path/'notes.npz')
+    assert np.array_equal(m.prob, straight.prob) and sorted(o.name for o in (tmp_path/'notes').iterdir())==['job.json', 'map.npz']
+    assert 'going on after' in out and out.count('batch\n')<=-(-26*20//16)-asked+1
