@@ -127,7 +127,7 @@ def chapters(
         stop.set()
         bar.close()
 
-# %% ../nbs/foundations/13_cli.ipynb #4a9ddcdd
+# %% ../nbs/foundations/13_cli.ipynb #649fc798
 def _failed(e, chapter, debug):
     "The error of a cell as a `DataError`"
     if debug: print(e.traceback, file=sys.stderr)
@@ -157,8 +157,8 @@ def execute(
                 step(c)
                 chapter = heading(c) or chapter
                 why = left_out(c, here) if c.cell_type=='code' else None
-                if why: c.outputs = [new_output('stream', text=f'left out: {why}\n')]
-                else: client.execute_cell(c, i)
+                if not why: client.execute_cell(c, i)
+                elif why in here.values(): c.outputs = [new_output('stream', text=f'left out: {why}\n')]
         except CellExecutionError as e: raise _failed(e, chapter, debug) from None
         except DeadKernelError:
             raise DataError(f'the kernel died in the chapter "{chapter}"', fix='It may have run out of memory: try a smaller scale or a smaller slide') from None
@@ -180,18 +180,21 @@ def save_pictures(
             with atomic_path(res[-1]) as p: p.write_bytes(base64.b64decode(o['data']['image/png']))
     return res
 
-# %% ../nbs/foundations/13_cli.ipynb #e2fde1d7
+# %% ../nbs/foundations/13_cli.ipynb #63e8af70
 def for_report(
     nb, # notebook
     badges:bool=False, # keep lines that are nothing but a badge?
 ):
-    "A copy of the notebook without hidden cells, directives and badges"
+    "A copy of the notebook without hidden cells, directives, badges, warnings and live widgets"
     import copy
     nb,drop = copy.deepcopy(nb),r'^\s*#\|.*\n?' + ('' if badges else r'|^\[!\[.*\)\s*$')
     nb.cells = [c for c in nb.cells if not {'hide', 'default_exp'} & set(cell_flags(c)) and 'import nbdev_export' not in c.source]
     for c in nb.cells: c.metadata['transient'] = dict(remove_source={'echo', 'false'} <= set(cell_flags(c)))
     for c in nb.cells: c.source = re.sub(drop, '', c.source, flags=re.M)
     nb.cells = [c for c in nb.cells if c.source.strip()]
+    for c in nb.cells:
+        if c.cell_type=='code': c.outputs = [o for o in c.outputs if o.get('name')!='stderr']
+        for o in c.get('outputs', []): o.get('data', {}).pop('application/vnd.jupyter.widget-view+json', None)
     return nb
 
 def as_text(

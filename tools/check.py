@@ -59,7 +59,9 @@ def check_readme():
     import readme
     text,files = readme.render(root)
     same = (root/'README.md').read_text(encoding='utf-8')==text and all((root/k).is_file() and (root/k).read_bytes()==v for k,v in files.items())
-    return [] if same else ['README.md is not what nbs/index.ipynb says: run make readme']
+    unknown = [p for p in notebooks() if p.parent.name=='papers' and name(p) not in text]
+    return ([] if same else ['README.md is not what nbs/index.ipynb says: run make readme']) + [
+        f'README.md does not know {name(p)}: run nbdev-test nbs/index.ipynb --save, then make readme' for p in unknown]
 
 def imports(path, top_only=False):
     "Modules that a file imports; with `top_only` those imported as soon as it is"
