@@ -125,7 +125,7 @@ def apart(
         alive[j[stays[i]]] = False
     return kept
 
-# %% ../nbs/foundations/06_phantom.ipynb #9cb0cdd1
+# %% ../nbs/foundations/06_phantom.ipynb #ab004195
 @dataclass
 class Look(Recipe):
     "The numbers of the tissue; lengths in um, amounts of dye in optical density"
@@ -152,7 +152,7 @@ class Look(Recipe):
     uneven:float = 0.04 # unevenness of the thickness of the section and of the staining, relative
     lamina:float = 0.5 # how much paler and looser the stroma between glands is, 0 to 1
 
-shared_look = Look(tumour_h=1.64, cytoplasm_h=.13, cytoplasm_e=.58, septum_um=14., tumour_lumen=1.35, tumour_lymphocytes=.6,
+shared_look = Look(tumour_h=1.70, cytoplasm_h=.13, cytoplasm_e=.58, septum_um=14., tumour_lumen=1.35, tumour_lymphocytes=.6,
     glands=1.6, epithelium=1.6, fat=9., lymphocytes=.30, fibroblasts=.11, loose=-.1, lamina=0., uneven=.12)
 
 # %% ../nbs/foundations/06_phantom.ipynb #76d23d12
@@ -188,13 +188,13 @@ class Kind:
     space:float # room it claims, in radii
     reach:float # up to how many radii its cell can extend
 
-# %% ../nbs/foundations/06_phantom.ipynb #25282b88
+# %% ../nbs/foundations/06_phantom.ipynb #19f16518
 _kinds = '''tumour_cell 1 46 .38 1.32 .22 .11 1.75 .22 .60 .60 .90 0.98 1.85
     lymphocyte  2 14 .18 1.12 .10 .05 2.10 .15 .10 .40 .00 1.00 1.15
     fibroblast  3 19 .32 4.20 .35 .06 1.75 .25 .15 .35 .00 1.15 1.15
     dying_cell  4  9 .50 1.25 .20 .14 1.90 .30 .00 .20 .00 1.20 1.15
     epithelial  5 27 .18 1.20 .12 .04 1.50 .18 .55 .40 .35 1.60 2.40
-    gland_cell  5 29 .18 1.65 .18 .04 1.80 .18 .40 .45 .20 1.00 1.15
+    gland_cell  5 33 .18 1.95 .18 .04 1.80 .18 .40 .45 .20 1.00 1.15
     erythrocyte 0 34 .06 1.08 .05 .04 0.04 .10 .00 .00 .00 0.97 1.05'''
 kinds = [Kind(name, int(cls), *map(float, values)) for name,cls,*values in map(str.split, _kinds.splitlines())] # columns as in `Kind`
 tumour_cell,lymphocyte,fibroblast,dying_cell,epithelial,gland_cell,erythrocyte = range(len(kinds))
@@ -394,7 +394,7 @@ def _near(tile, side, y0, y1, x0, x1, reach):
 @patch
 def _glands_near(self:Phantom, y0, y1, x0, x1, reach=90.): return _near(self._gland_tile, 2*tile_um, y0, y1, x0, x1, reach)
 
-# %% ../nbs/foundations/06_phantom.ipynb #1a9b48aa
+# %% ../nbs/foundations/06_phantom.ipynb #af3433e1
 @functools.lru_cache(4096)
 def _wall_table(radius, stretch, a2, a3, a4, p2, p3, p4, width=5.2):
     g = dict(radius=radius, stretch=stretch, a2=a2, a3=a3, a4=a4, p2=p2, p3=p3, p4=p4)
@@ -415,7 +415,7 @@ def _wall_nuclei(self:Phantom, g):
     k,m = self.key('wall'),np.arange(n)
     j = np.full(n, g['id'])
     t = np.interp(m+.5+.12*hash_normal(k, j, m), cell, angle)
-    depth = 5.4+hash_normal(k+1, j, m)+1.6*(hash_uniform(k+2, j, m)<.25)
+    depth = 6.2+.9*hash_normal(k+1, j, m)+2.5*(hash_uniform(k+2, j, m)<.3)
     r = _gland_outline(g, np.cos(t), np.sin(t))-depth
     a = t+g['phi']
     o = self._nuclei(np.full(n, gland_cell), j, m+100_000, g['y']+r*np.sin(a), g['x']+r*np.cos(a), a+.15*hash_normal(k+3, j, m))
@@ -615,7 +615,7 @@ def _goblets(self:Phantom, g, cell, d, thick, radius):
     aside = (cell/2-pair-.5)*10.4*np.clip(1-d/radius, .25, 1)
     return _soft((1.1-np.square((d-deep)/(wide*1.25))-np.square(aside/wide))/.35)*there
 
-# %% ../nbs/foundations/06_phantom.ipynb #0c89e553
+# %% ../nbs/foundations/06_phantom.ipynb #64d3a9ce
 @patch
 def _paint_gland(self:Phantom, c, g):
     "One gland"
@@ -630,9 +630,9 @@ def _paint_gland(self:Phantom, c, g):
     cell = np.interp(np.arctan2(v, u)%(2*np.pi), angle, table).astype(np.float32)
     inside = cell-np.floor(cell)
     thick = g['thick']+1.3*c.wide[s]+2.2*hash_uniform(self.key('wall top'), np.floor(cell), g['id'])
-    side,pale = np.exp(-np.square(np.minimum(inside, 1-inside)*5.2/.5)),_soft((d-8)/5)
+    side,pale = np.exp(-np.square(np.minimum(inside, 1-inside)*5.2/.5)),_soft((d-10)/5)
     e = .60-.16*pale+.10*side+.10*c.mid[s]+.06*c.fine[s]+.15*np.exp(-np.square((d-thick+1)/.8))
-    h = .30-.14*pale+.06*c.mid[s]+.04*c.fine[s]
+    h = .36-.18*pale+.06*c.mid[s]+.04*c.fine[s]
     drop,lumen = self._goblets(g, cell, d, thick, outline),_soft((d-thick)/1.2)
     e,h = e+(.10+.03*c.mid[s]-e)*drop,h+(.10+.02*c.mid[s]-h)*drop
     e,h = e+(np.maximum(.05*c.wide[s]-.01, 0)-e)*lumen,h+(np.maximum(.03*c.wide[s]-.02, 0)-h)*lumen
