@@ -349,7 +349,7 @@ def _gland_outline(g, c, s):
     q = np.sqrt(g['stretch'])
     return (g['radius']*_waves(g, c, s)/np.sqrt((c/q)**2+(s*q)**2)).astype(np.float32)
 
-# %% ../nbs/foundations/06_phantom.ipynb #b95a6615
+# %% ../nbs/foundations/06_phantom.ipynb #9997654c
 def _lattice(y0, y1, x0, x1, step):
     "Indices of the lattice cells that touch a rectangle, as two lists"
     j,i = np.mgrid[math.floor(y0/step):math.floor(y1/step)+1,math.floor(x0/step):math.floor(x1/step)+1]
@@ -371,7 +371,7 @@ def _gland_candidates(self:Phantom, j, i):
 @patch
 def _make_glands(self:Phantom, tj, ti, side=2*tile_um):
     "The glands whose centre lies in a tile"
-    y0,x0,halo = tj*side,ti*side,16*55.
+    y0,x0,halo = tj*side,ti*side,12*80. # no gland is wider than 80 um, and `apart` looks 4 radii far in each of 3 rounds
     g = self._gland_candidates(*_lattice(y0-halo, y0+side+halo, x0-halo, x0+side+halo, gland_um))
     g = g[(g['y']>0)&(g['y']<self.height_um)&(g['x']>0)&(g['x']<self.width_um)]
     if not len(g): return g
@@ -380,7 +380,8 @@ def _make_glands(self:Phantom, tj, ti, side=2*tile_um):
         if not len(g): return g
         f = self._fields_at(g['y']+1.15*g['radius']*np.sin(t), g['x']+1.15*g['radius']*np.cos(t))
         g = g[(f.tumour<-14)&(f.fat<-10)&(f.epithelium<-8)&(f.tissue>12)]
-    g = g[apart(g['y'], g['x'], np.minimum(g['radius']*np.sqrt(g['stretch'])*1.08+4, 55.), hashed(self.key('order'), g['id']))] if len(g) else g
+    widest = g['radius']*np.sqrt(g['stretch'])*(1+g['a2']+g['a3']+g['a4'])+2
+    g = g[apart(g['y'], g['x'], widest, hashed(self.key('order'), g['id']), 3)]
     return g[(g['y']>=y0)&(g['y']<y0+side)&(g['x']>=x0)&(g['x']<x0+side)]
 
 # %% ../nbs/foundations/06_phantom.ipynb #48c4e525

@@ -49,6 +49,12 @@ def test_nuclei_are_whole_and_have_one_class():
     for k in np.unique(t.instances[t.instances>0]): assert len(np.unique(t.classes[t.instances==k]))==1
     assert ((t.instances>0)==(t.classes>0)).all()
 
+def test_glands_are_apart():
+    g = ph._glands_near(0, 3000, 0, 3000)
+    widest = g['radius']*np.sqrt(g['stretch'])*(1+g['a2']+g['a3']+g['a4'])
+    d = np.hypot(g['y'][:,None]-g['y'], g['x'][:,None]-g['x'])+1e6*np.eye(len(g))
+    assert len(g)>20 and (d>widest[:,None]+widest).all() and widest.max()<78
+
 def test_coarse_truth_is_the_fine_one():
     p = Phantom(1200, 1000, seed=2)
     coarse = p.region_map(8.)
