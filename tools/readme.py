@@ -23,7 +23,7 @@ def render(root=root):
     alts = iter([alt(c) for c in nb.cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})])
     text,res = MarkdownExporter().from_notebook_node(for_report(nb, badges=True), resources=dict(unique_key='readme', output_files_dir=images))
     text = re.sub(r'!\[png\]', lambda m: f'![{next(alts)}]', text)
-    return note + re.sub(r'\s*\n{3,}', '\n\n', text).strip() + '\n', res['outputs']
+    return note + re.sub(r'\n(\s*\n){2,}', '\n\n', text).strip() + '\n', res['outputs']
 
 def main():
     text,files = render()
