@@ -125,7 +125,7 @@ def apart(
         alive[j[stays[i]]] = False
     return kept
 
-# %% ../nbs/foundations/06_phantom.ipynb #ab004195
+# %% ../nbs/foundations/06_phantom.ipynb #ac9e975b
 @dataclass
 class Look(Recipe):
     "The numbers of the tissue; lengths in um, amounts of dye in optical density"
@@ -152,7 +152,7 @@ class Look(Recipe):
     uneven:float = 0.04 # unevenness of the thickness of the section and of the staining, relative
     lamina:float = 0.5 # how much paler and looser the stroma between glands is, 0 to 1
 
-shared_look = Look(tumour_h=1.70, cytoplasm_h=.13, cytoplasm_e=.58, septum_um=14., tumour_lumen=1.35, tumour_lymphocytes=.6,
+shared_look = Look(tumour_h=1.80, cytoplasm_h=.13, cytoplasm_e=.58, septum_um=14., tumour_lumen=1.35, tumour_lymphocytes=.6,
     glands=1.6, epithelium=1.6, fat=9., lymphocytes=.30, fibroblasts=.11, loose=-.1, lamina=0., uneven=.12)
 
 # %% ../nbs/foundations/06_phantom.ipynb #76d23d12
@@ -443,13 +443,13 @@ def _nuclei(self:Phantom, kind, j, i, y, x, phi=None):
     o['nx'],o['ny'],o['nr'] = o['a']*out*np.cos(turn),o['b']*out*np.sin(turn),np.where(u(15)<t['nucleolus'], r*(.16+.14*u(16)), 0)
     return o
 
-# %% ../nbs/foundations/06_phantom.ipynb #be5de6d3
+# %% ../nbs/foundations/06_phantom.ipynb #8df5e016
 @patch
 def _flow(self:Phantom, y, x):
     "Coordinate across the fibres of the stroma, um"
     k = self.key('flow')
     turn = float(hash_uniform(k, 7)[0])*np.pi
-    wave = 130*lattice_noise(k+1, y, x, 300.)+16*lattice_noise(k+2, y, x, 60.)+2.5*lattice_noise(k+3, y, x, 17.)
+    wave = 130*lattice_noise(k+1, y, x, 300.)+16*lattice_noise(k+2, y, x, 60.)+2.8*lattice_noise(k+3, y, x, 17.)+.7*lattice_noise(k+4, y, x, 7.)
     return (np.cos(turn)*y+np.sin(turn)*x+wave).astype(np.float32)
 
 @patch
@@ -468,7 +468,7 @@ def _choose(self:Phantom, j, i, f):
     some = np.where(f.tumour>0, np.minimum(some*l.tumour_lymphocytes, .25), some)
     kind[u<some+l.fibroblasts] = fibroblast
     kind[u<some] = lymphocyte
-    nest = [(f.nest>-2,0,-1),(f.nest>2,l.tumour_cells,tumour_cell),(f.lumen>-2.5,0,-1)]
+    nest = [(f.nest>-2,0,-1),(f.nest>3,l.tumour_cells,tumour_cell),(f.lumen>-2.5,0,-1)]
     normal = [(f.epithelium>0,0,-1),(f.epithelium>1.5,1,epithelial),(f.fat>-1,0,-1)]
     other = [(f.necrosis>0,.12,dying_cell),(f.blood>0,0,-1),(f.blood>2.5,.9,erythrocyte)]
     for inside,share,what in nest+normal+other: kind[inside] = np.where(u<share, what, -1)[inside]
@@ -568,7 +568,7 @@ def _canvas(self:Phantom, iy, ix, h, w, mpp):
     c.near,c.second,c.who = _stamp(c.cells, iy, ix, h, w, mpp)
     return c
 
-# %% ../nbs/foundations/06_phantom.ipynb #3a55c72b
+# %% ../nbs/foundations/06_phantom.ipynb #3da11b73
 @functools.lru_cache(8)
 def _fibre_table(seed, n=512):
     t = ndi.gaussian_filter(np.random.default_rng(seed).normal(size=(n,n)), 1, mode='wrap')
@@ -582,7 +582,7 @@ def _stroma(self:Phantom, c):
     def fibre(across, length, n): return ndi.map_coordinates(table, [flow/across+n,along/length], order=1, mode='grid-wrap', output=np.float32)
     lamina = l.lamina*_soft(c.p.glands/40)
     loose = _soft((c.p.loose+l.loose+.8*lamina)/1.8)
-    strands = (.6*fibre(2.4, 20., 0)+.75*fibre(.42, 6., 100))*(1-.4*loose)+.35*c.mid
+    strands = (.6*fibre(2.4, 16., 0)+.75*fibre(.42, 5., 100)*(1+.25*c.wide))*(1-.4*loose)+.35*c.mid
     cleft = .8*fibre(1.9, 11., 200)+.5*fibre(4.5, 30., 300)+loose*(.9*c.wide+.4*c.mid)
     c.e += l.stroma_e+.22*strands*(1-.5*lamina)-.14*loose-.3*lamina+.08*c.fine+.06*c.wide
     c.h += l.stroma_h+.05*strands+.04*c.fine
