@@ -92,7 +92,7 @@ def kernel_manager():
             return KernelSpec(argv=argv, display_name='Python 3', language='python')
     return AsyncKernelManager(kernel_spec_manager=Here())
 
-# %% ../nbs/foundations/13_cli.ipynb #980090fd
+# %% ../nbs/foundations/13_cli.ipynb #e476ee7b
 def heading(
     cell, # a cell of a notebook
 )->str|None:
@@ -107,10 +107,11 @@ def chapters(
 ):
     "A function to call with each cell before it runs; prints chapters and their times"
     from tqdm import tqdm
-    bar,stop = tqdm(total=total, leave=False, disable=not sys.stderr.isatty(), bar_format='  {desc} {bar} cell {n} of {total}, {elapsed}'),threading.Event()
-    now = dict(name=None, start=time.time())
+    bar = tqdm(total=total, leave=False, disable=not sys.stderr.isatty(), bar_format='  {desc:<44} |{bar:20}| cell {n} of {total}, {elapsed}')
+    now,stop = dict(name=None, start=time.time()),threading.Event()
     def done():
-        if now['name']: say(f'  {now["name"]:<44} {time.time()-now["start"]:6.1f} s')
+        if not now['name']: return
+        with tqdm.external_write_mode(): say(f'  {now["name"]:<44} {time.time()-now["start"]:6.1f} s')
     def step(cell):
         bar.update()
         if not (name := heading(cell)): return
