@@ -128,13 +128,13 @@ def chapters(
         stop.set()
         bar.close()
 
-# %% ../nbs/foundations/13_cli.ipynb #649fc798
+# %% ../nbs/foundations/13_cli.ipynb #665cc6f0
 def _failed(e, chapter, debug):
     "The error of a cell as a `DataError`"
     if debug: print(e.traceback, file=sys.stderr)
-    said = (e.evalue.strip().splitlines() or [''])[0]
+    said = ' '.join(e.evalue.split())
     if e.ename=='DataError': return DataError(said)
-    return DataError(f'the chapter "{chapter}" ended with {e.ename}: {said}', fix='' if debug else 'Add --debug to see where')
+    return DataError(f'the chapter "{chapter}" ended with {e.ename}: {said[:300]}', fix='' if debug else 'Add --debug to see where')
 
 def execute(
     nb, # notebook, changed in place: its outputs are replaced
