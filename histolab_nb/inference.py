@@ -70,13 +70,13 @@ def probability(self:SlideMap,
     if not 0<=i<len(self.prob): raise DataError(f'there is no class {i}', fix=f'They go from 0 to {len(self.prob)-1}')
     return self.prob[i]
 
-# %% ../nbs/foundations/11_inference.ipynb #39d624ae
+# %% ../nbs/foundations/11_inference.ipynb #1424742c
 @patch
 def labels(self:SlideMap,
     nothing:int=0, # where there was no tile
 )->np.ndarray: # int32 (H,W)
     "The most probable class of every map pixel"
-    return np.where(self.covered, np.nan_to_num(self.prob).argmax(0), nothing).astype(np.int32)
+    return np.where(self.covered, self.prob.argmax(0), nothing).astype(np.int32)
 
 # %% ../nbs/foundations/11_inference.ipynb #f23856d6
 def _resized(a, w, h, box, how=Image.Resampling.BILINEAR):
@@ -216,12 +216,13 @@ class TileLog:
         self.shape,self.done = None,0
         if self.card.exists(): self._find()
 
-# %% ../nbs/foundations/11_inference.ipynb #abbecb85
+# %% ../nbs/foundations/11_inference.ipynb #e76561e8
 @patch
 def _find(self:TileLog):
     "Count whole batches, cut off the rest"
     was = read_json(self.card)
-    check_same(was.get('job', {}), self.job, self.card, 'this folder holds another prediction')
+    if not isinstance(was, dict) or not {'job','shape'}<=set(was): raise DataError('these are not the notes of a prediction', self.card, 'Choose another folder')
+    check_same(was['job'], self.job, self.card, 'this folder holds another prediction')
     self.shape = tuple(was['shape'])
     if not self.file.exists(): return
     self.done = self.file.stat().st_size//self.record//self.batch*self.batch
@@ -237,7 +238,7 @@ def clear(self:TileLog, *more):
     "Remove the answers"
     for p in (self.file, *more): p.unlink(missing_ok=True)
 
-# %% ../nbs/foundations/11_inference.ipynb #96d3d0df
+# %% ../nbs/foundations/11_inference.ipynb #cd475687
 @patch
 def append(self:TileLog,
     answers:np.ndarray, # float32 (B,C) or (B,C,h,w)
@@ -246,6 +247,7 @@ def append(self:TileLog,
     if self.shape is None:
         self.shape = answers.shape[1:]
         write_json(self.card, dict(job=self.job, shape=self.shape))
+    if answers.shape[1:]!=self.shape: raise DataError(f'answers of shape {answers.shape[1:]} follow some of {self.shape}', self.card, 'Start anew with resume=False')
     with self.file.open('ab') as f: f.write(np.ascontiguousarray(answers, np.float32).tobytes())
     self.done += len(answers)
 

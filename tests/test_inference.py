@@ -75,6 +75,9 @@ def test_damaged_notes(path, tmp_path):
     predict_slide(path, grey, 64, 0.5, out=tmp_path, **everywhere)
     (tmp_path/'map.npz').write_bytes((tmp_path/'map.npz').read_bytes()[:500])
     with pytest.raises(DataError, match='not a whole map'): predict_slide(path, grey, 64, 0.5, out=tmp_path, **everywhere)
+    with pytest.raises(DataError, match='follow some of'): TileLog(tmp_path, read_json(tmp_path/'job.json')['job']).append(np.zeros((1,3), np.float32))
+    (tmp_path/'job.json').write_text('[1]')
+    with pytest.raises(DataError, match='not the notes'): predict_slide(path, grey, 64, 0.5, out=tmp_path, **everywhere)
     (tmp_path/'job.json').write_text('{"job"')
     with pytest.raises(DataError, match='not JSON'): predict_slide(path, grey, 64, 0.5, out=tmp_path, **everywhere)
 
@@ -132,9 +135,9 @@ def test_log_of_another_batch_size(tmp_path):
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[3])
-torch_threads = __import__('torch').set_num_threads(1)
-from test_inference import *
 import time
+from test_inference import *
+torch.set_num_threads(1)
 def slow(x):
     print('batch', flush=True)
     time.sleep(.05)
