@@ -1,5 +1,17 @@
 """Modules:
 
-- `histolab_nb.core`: The few things every notebook needs: one kind of error, one kind of recipe, a scale, a seed, a device, and files that are never half written."""
+- `histolab_nb.augment`: Random views of whole batches, made on the device: crops, flips, colour, blur, edges, cutout and the dyes themselves.
+- `histolab_nb.cli`: The papers from the command line: run one, see what this machine can do, open the notebooks.
+- `histolab_nb.core`: The few things every notebook needs: one kind of error, one kind of recipe, a scale, a seed, a device, and files that are never half written.
+- `histolab_nb.dclr`: Contrastive learning teaches a deep U-Net what tissue looks like, two clusters turn that into a tumour map, and a convolutional CRF draws its borders.
+- `histolab_nb.inference`: From a slide to a map: predict every tile, stitch the answers, resume after a kill, and hand the regions to QuPath.
+- `histolab_nb.ledger`: What the papers claim, what was measured here, and the table of both.
+- `histolab_nb.metrics`: Is the map right? Counting pixels, Dice and its relatives, names for clusters without leaking the truth, and how far a number can be trusted.
+- `histolab_nb.phantom`: H&E tissue made from physics, with exact truth: every nucleus, gland and tumour border is known because we put it there.
+- `histolab_nb.plots`: Every figure of these notebooks: image grids, overlays, contours, comparisons with the truth, heat maps, learning curves and scale bars.
+- `histolab_nb.postprocess`: From a rough map to a clean one: a convolutional CRF that lets every pixel ask its neighbours of the same colour, built piece by piece and checked against brute force.
+- `histolab_nb.slides`: Whole-slide images: open them, read them at the scale you want, find the tissue, cut tiles, write new ones.
+- `histolab_nb.stain`: How much dye is in a pixel, and how to make slides of different laboratories look alike: optical density, Macenko, Reinhard, stain separation, H&E jitter.
+- `histolab_nb.training`: What a long training run needs around fastai's `Learner`: augmentation on the device, a look at the hardware, weights that are safe to share, and runs that can be killed."""
 
 __version__ = "0.1.0"
