@@ -28,8 +28,7 @@ k = 2*int(-(-3*sigma[1]//1))+1 # side of kornia's blur kernel: as far as ours re
 
 def pairs(size):
     "Name: (ours, kornia's)"
-    theirs = dict(crop=K.RandomResizedCrop((size,size), scale=(0.2,1.), ratio=r),
-        flip=nn.Sequential(K.RandomHorizontalFlip(), K.RandomVerticalFlip()),
+    theirs = dict(crop=K.RandomResizedCrop((size,size), scale=(0.2,1.), ratio=r), flip=nn.Sequential(K.RandomHorizontalFlip(), K.RandomVerticalFlip()),
         jitter=K.ColorJitter(0.8*s, 0.8*s, 0.8*s, 0.2*s, p=0.8), grey=K.RandomGrayscale(p=0.2),
         blur=K.RandomGaussianBlur((k,k), sigma, p=0.5), cutout=K.RandomErasing(scale=(0.02,0.2), ratio=(0.5,2.), p=0.5))
     ours = dict(crop=Crop(size, ratio=r), flip=Flip(), jitter=ColourJitter(0.8*s, 0.8*s, 0.8*s, 0.2*s), grey=ColourDrop(), blur=Blur(sigma), cutout=Cutout())

@@ -8,7 +8,6 @@ Every timing has a fresh process of its own and the ways take turns. The memory 
 held just before the first run: inputs, torch and a warm-up on a small image are not counted. All three compute the same map, which is checked.
 """
 import argparse, json, os, resource, subprocess, sys, tempfile, time
-from pathlib import Path
 
 import numpy as np, psutil, torch, torch.nn.functional as F
 
@@ -122,8 +121,8 @@ def compare(size, blur, train, threads, args, folder):
     flipped = max(float(((maps[w]>.5)!=(maps['unfold']>.5)).mean()) for w in names)
     med = {w:{k:float(np.median([o[k] for o in rows[w]])) for k in ('seconds','megabytes')} for w in names}
     def ratio(k, w): return [a[k]/b[k] for a,b in zip(rows['unfold'], rows[w])]
-    row = dict(size=size, blur=blur, train=train, threads=threads, **{w:{k:round(v, 4) for k,v in med[w].items()} for w in names}, largest_difference=worst, share_of_pixels_that_flip=flipped,
-        times_quicker_than_unfold={w:round(float(np.median(ratio('seconds', w))), 2) for w in names[1:]},
+    row = dict(size=size, blur=blur, train=train, threads=threads, **{w:{k:round(v, 4) for k,v in med[w].items()} for w in names}, largest_difference=worst,
+        share_of_pixels_that_flip=flipped, times_quicker_than_unfold={w:round(float(np.median(ratio('seconds', w))), 2) for w in names[1:]},
         times_quicker_each_round=[round(o, 2) for o in ratio('seconds', 'convcrf')],
         times_less_memory_than_unfold={w:round(float(np.median(ratio('megabytes', w))), 1) for w in names[1:]})
     if train:
@@ -146,7 +145,6 @@ if __name__=='__main__':
     if args.one: run_one(args.one, args.size, args.blur, args.train, args.device, args.out)
     else:
         cases = [(1024,1,False,1), (1024,4,False,1), (512,1,True,1)] + [(1024,1,False,os.cpu_count())]*(args.device=='cpu')
-        with tempfile.TemporaryDirectory() as folder:
-            rows = [compare(*o, args, folder) for o in cases]
+        with tempfile.TemporaryDirectory() as folder: rows = [compare(*o, args, folder) for o in cases]
         device = torch.cuda.get_device_name() if args.device=='cuda' else 'cpu'
         keep('convcrf' if args.device=='cpu' else f'convcrf_{args.device}', dict(device=device, torch=torch.__version__, filter_size=11, iterations=5, classes=2, rows=rows), 1)

@@ -37,11 +37,8 @@ def timings(size):
     chw = torch.from_numpy(img.transpose(2,0,1).copy())
     theirs_np,theirs_pt = (torchstain.normalizers.MacenkoNormalizer(backend=o) for o in ('numpy','torch'))
     once = Macenko().fit(img)
-    return in_turn({
-        'torchstain numpy': lambda: theirs_np.normalize(img, stains=False),
-        'torchstain torch': lambda: theirs_pt.normalize(chw, stains=False),
-        'fit once': lambda: once.transform(img),
-        'fit every tile': lambda: Macenko().fit(img).transform(img)})
+    return in_turn({'torchstain numpy':lambda: theirs_np.normalize(img, stains=False), 'torchstain torch':lambda: theirs_pt.normalize(chw, stains=False),
+        'fit once':lambda: once.transform(img), 'fit every tile':lambda: Macenko().fit(img).transform(img)})
 
 
 def agreement(size=512):

@@ -1,5 +1,5 @@
 "What the notebook of `slides` cannot hold: other processes, damaged files, bounds on memory"
-import multiprocessing, os, signal, subprocess, sys, textwrap, time
+import multiprocessing, os, signal, subprocess, sys, textwrap
 import numpy as np, openslide, pytest, tifffile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
