@@ -13,8 +13,9 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/plots.html.md"""
 __all__ = ['palette', 'colours', 'small_pictures', 'as_image', 'show_image', 'show_grid', 'legend', 'overlay', 'contours',
            'compare', 'heatmap', 'scale_bar', 'curves']
 
-# %% ../nbs/foundations/05_plots.ipynb #ab79a7d2
+# %% ../nbs/foundations/05_plots.ipynb #ece02979
 import io, numpy as np, matplotlib.pyplot as plt
+from importlib import import_module
 from PIL import Image
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ from .core import DataError
 palette = ('#E69F00', '#56B4E9', '#009E73', '#F0E442', '#0072B2', '#D55E00', '#CC79A7') # Okabe and Ito, 2008
 colours = dict(hit='#009E73', miss='#0072B2', false='#E69F00', mark='#009E73') # what a colour means, in every figure
 
-# %% ../nbs/foundations/05_plots.ipynb #d4a6e1c5
+# %% ../nbs/foundations/05_plots.ipynb #a1b7a259
 def small_pictures(
     n:int=256, # colours of a stored picture
 ):
@@ -41,6 +42,7 @@ def small_pictures(
         fig.savefig(full, format='png', bbox_inches='tight')
         Image.open(full).convert('RGB').quantize(n, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(res, 'png', optimize=True)
         return res.getvalue()
+    import_module('matplotlib_inline.backend_inline') # it sets a format of its own when it is first imported, in Jupyter at the first figure
     shell.display_formatter.formatters['image/png'].for_type(Figure, png)
 
 # %% ../nbs/foundations/05_plots.ipynb #d3eab253
