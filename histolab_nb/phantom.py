@@ -155,13 +155,12 @@ class Look(Recipe):
 shared_look = Look(tumour_h=1.80, cytoplasm_h=.13, cytoplasm_e=.58, septum_um=14., tumour_lumen=1.35, tumour_lymphocytes=.6,
     glands=1.6, epithelium=1.6, fat=9., lymphocytes=.30, fibroblasts=.11, loose=-.1, lamina=0., uneven=.12)
 
-# %% ../nbs/foundations/06_phantom.ipynb #76d23d12
+# %% ../nbs/foundations/06_phantom.ipynb #268f6546
 @dataclass
 class Optics(Recipe):
     "The numbers of the microscope"
     i0:float = 240. # brightness of empty glass, grey levels
     blur_um:float = 0.18 # deviation of the point spread, um; 0.15 is the limit of an objective of aperture 0.75
-    defocus_um:float = 0. # additional blur where the slide is out of focus, um
     noise:float = 2. # deviation of the noise of a white pixel, grey levels
     illumination:float = 0.015 # unevenness of the light, relative
     jpeg:int = 0 # quality of JPEG compression, 1-100; 0 for none
