@@ -12,7 +12,7 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/core.html.md"""
 
 # %% auto #0
 __all__ = ['scales', 'DataError', 'get_scale', 'Recipe', 'field_docs', 'out_folder', 'atomic_path', 'write_json', 'read_json',
-           'save', 'set_seed', 'get_device', 'data_folder', 'setting']
+           'set_seed', 'get_device', 'data_folder', 'setting']
 
 # %% ../nbs/foundations/00_core.ipynb #f6dea4c8
 import contextlib, dataclasses, inspect, json, linecache, math, os, random, re, shutil, tempfile
@@ -123,22 +123,25 @@ def atomic_path(
         if tmp.is_dir(): shutil.rmtree(tmp, ignore_errors=True)
         else: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/foundations/00_core.ipynb #9add3d15
-def _plain(o):
-    "`o` in types that JSON knows"
-    if isinstance(o, dict): return {str(k):_plain(v) for k,v in o.items()}
-    if isinstance(o, (list,tuple,set)): return [_plain(v) for v in o]
-    if dataclasses.is_dataclass(o): return _plain(dataclasses.asdict(o))
-    if hasattr(o, 'tolist'): return _plain(o.tolist())
+# %% ../nbs/foundations/00_core.ipynb #a4b19b9c
+def _plain(o, path=None, key=''):
+    "`o` in types that JSON knows; `path` and `key` are for the error"
+    if isinstance(o, dict): return {str(k):_plain(v, path, f'{key}.{k}' if key else str(k)) for k,v in o.items()}
+    if isinstance(o, (list,tuple,set)): return [_plain(v, path, f'{key}[{i}]') for i,v in enumerate(o)]
     if isinstance(o, Path): return str(o)
+    if not isinstance(o, type):
+        if dataclasses.is_dataclass(o): return _plain(dataclasses.asdict(o), path, key)
+        if hasattr(o, 'tolist'): return _plain(o.tolist(), path, key)
+    if not isinstance(o, (str,int,float,type(None))):
+        raise DataError(f'{key or "the object"} is of type {type(o).__name__}, which JSON does not know', path, 'Make it a text or a number first')
     return None if isinstance(o, float) and not math.isfinite(o) else o
 
 def write_json(
     path:str|Path, # file to write
     obj, # dicts, lists, numbers, strings, paths, arrays, dataclasses
 )->Path:
-    "Write `obj` as JSON, whole or not at all"
-    with atomic_path(path) as p: p.write_text(json.dumps(_plain(obj), indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
+    "Write `obj` as JSON, whole or not at all; `DataError` if JSON does not know a type in it"
+    with atomic_path(path) as p: p.write_text(json.dumps(_plain(obj, path), indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
     return Path(path)
 
 def read_json(
@@ -150,25 +153,39 @@ def read_json(
     try: return json.loads(path.read_text(encoding='utf-8'))
     except (json.JSONDecodeError, UnicodeDecodeError) as e: raise DataError(f'this is not JSON ({e})', path) from None
 
-# %% ../nbs/foundations/00_core.ipynb #c4a7fc51
-def save(self:Recipe,
+# %% ../nbs/foundations/00_core.ipynb #96aec691
+def _to_dict(self:Recipe)->dict:
+    "The name of the class and the fields, in types that JSON knows"
+    return _plain(dict(recipe=type(self).__name__, **dataclasses.asdict(self)))
+
+def _from_dict(cls,
+    d:dict, # what `to_dict` returned, also by way of JSON
+    path:str|Path|None=None, # file it comes from, for the error
+):
+    "The recipe in `d`; `DataError` if it is not a recipe of this class"
+    name = d.get('recipe') if isinstance(d, dict) else None
+    if name!=cls.__name__: raise DataError(f'this holds {f"a {name}" if name else "no recipe"}, and should hold a {cls.__name__}', path)
+    tuples = {f.name for f in dataclasses.fields(cls) if isinstance(f.default, tuple)}
+    vals = {k:tuple(v) if k in tuples and isinstance(v, list) else v for k,v in d.items() if k!='recipe'}
+    cls._check(vals, path)
+    return cls(**vals)
+
+Recipe.to_dict,Recipe.from_dict = _to_dict,classmethod(_from_dict)
+
+# %% ../nbs/foundations/00_core.ipynb #5d13aeb7
+def _save(self:Recipe,
     path:str|Path, # JSON file to write
 )->Path:
     "Write the recipe as JSON"
-    return write_json(path, dict(recipe=type(self).__name__, **dataclasses.asdict(self)))
+    return write_json(path, self.to_dict())
 
 def _load(cls,
     path:str|Path, # JSON file that `save` wrote
 ):
     "The recipe in `path`; `DataError` if it is not a recipe of this class"
-    d = read_json(path)
-    if not isinstance(d, dict) or d.pop('recipe', None) != cls.__name__: raise DataError(f'this is not a {cls.__name__}', path)
-    tuples = {f.name for f in dataclasses.fields(cls) if isinstance(f.default, tuple)}
-    d = {k:tuple(v) if k in tuples and isinstance(v, list) else v for k,v in d.items()}
-    cls._check(d, path)
-    return cls(**d)
+    return cls.from_dict(read_json(path), path)
 
-Recipe.save,Recipe.load = save,classmethod(_load)
+Recipe.save,Recipe.load = _save,classmethod(_load)
 
 # %% ../nbs/foundations/00_core.ipynb #d43499ba
 def set_seed(

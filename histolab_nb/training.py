@@ -208,7 +208,7 @@ def _look(self:StopOnNaN):
     elif i==0 and self.epoch==0: fix = 'It was so from the first batch: look at the loss and at its targets, then lower the learning rate'
     raise DataError(f'the loss is {v} in epoch {self.epoch}, batch {i} (learning rate {lr:.2g})', fix=fix)
 
-# %% ../nbs/foundations/10_training.ipynb #28fe91a5
+# %% ../nbs/foundations/10_training.ipynb #6842e8a4
 def _flat(t): return t.detach().to('cpu', copy=True, memory_format=torch.contiguous_format)
 
 def save_model(
@@ -219,7 +219,7 @@ def save_model(
     "Write the weights and the recipe of a model as one safetensors file, whole or not at all"
     model,path = get_model(model),Path(path).expanduser()
     meta = dict(histolab_nb=histolab_nb.__version__, model=type(model).__name__)
-    if recipe is not None: meta['recipe'] = json.dumps(dict(recipe=type(recipe).__name__, **dataclasses.asdict(recipe)))
+    if recipe is not None: meta['recipe'] = json.dumps(recipe.to_dict())
     with atomic_path(path) as p: save_file({k:_flat(v) for k,v in model.state_dict().items()}, p, metadata=meta)
     return path
 
@@ -239,7 +239,7 @@ def read_tensors(
             'If you trust it, load it with torch.load(..., weights_only=True) and write it anew with save_model')
     raise DataError('this is not a whole safetensors file', path, 'Copy or download it again')
 
-# %% ../nbs/foundations/10_training.ipynb #d99ea527
+# %% ../nbs/foundations/10_training.ipynb #60e04438
 def _check_fit(model, tensors, path):
     "`DataError` unless the tensors are those of the model, by name and shape"
     want,have = ({k:tuple(v.shape) for k,v in o.items()} for o in (model.state_dict(), tensors))
@@ -251,11 +251,9 @@ def _check_fit(model, tensors, path):
 def _read_recipe(meta, cls, path):
     "The recipe in the header of a file of weights"
     if 'recipe' not in meta: raise DataError('these weights have no recipe', path, 'Call load_model without a recipe class')
-    d = json.loads(meta['recipe'])
-    if d.pop('recipe', None) != cls.__name__: raise DataError(f'these weights were not trained with a {cls.__name__}', path)
-    d = {k:tuple(v) if isinstance(v, list) and isinstance(getattr(cls, k, None), tuple) else v for k,v in d.items()}
-    cls._check(d, path)
-    return cls(**d)
+    try: d = json.loads(meta['recipe'])
+    except json.JSONDecodeError: d = None
+    return cls.from_dict(d, path)
 
 # %% ../nbs/foundations/10_training.ipynb #72da50c9
 def load_model(
