@@ -5,7 +5,7 @@
 
 Both run on one thread. Prints milliseconds a tile and the ratios, and in how far the two agree when they use the same dyes.
 """
-import os
+import argparse, os
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 from importlib.metadata import version
@@ -56,6 +56,7 @@ def agreement(size=512):
 
 
 if __name__=='__main__':
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     rows = []
     for size in sizes:
