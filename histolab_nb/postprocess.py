@@ -278,7 +278,7 @@ def fit(self:ConvCRF,
         losses.append(total/len(probs))
     return losses
 
-# %% ../nbs/foundations/09_postprocess.ipynb #02497266
+# %% ../nbs/foundations/09_postprocess.ipynb #9c42661e
 @patch
 def smooth(self:ConvCRF,
     prob, # float (C,H,W)
@@ -286,5 +286,6 @@ def smooth(self:ConvCRF,
 )->np.ndarray: # float32 (C,H,W)
     "The smoothed map of NumPy arrays"
     if np.ndim(prob)!=3 or np.ndim(image)!=3: raise DataError(f'the map should be (C,H,W) and the image (H,W,3), these are {np.shape(prob)} and {np.shape(image)}')
-    p,im = torch.as_tensor(prob).float(),torch.as_tensor(image).permute(2, 0, 1).float()
+    p,im = (torch.from_numpy(np.require(o, np.float32, 'CW')) for o in (prob, image)) # writable, in order: copied only if it must be
+    im = im.permute(2, 0, 1)
     with torch.no_grad(): return self(p[None].to(self.log_w.device), im[None].to(self.log_w.device))[0].cpu().numpy()
