@@ -1,6 +1,4 @@
 # The commands of the README. Each sets up what it needs in .venv, once; a second call starts at once.
-# On a Linux machine without a GPU, this saves three gigabytes of CUDA:
-#   make demo PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready

@@ -55,13 +55,15 @@ def has_cuda()->bool:
 def flags_here(
     data:str|Path|None=None, # folder of real data; `HISTOLAB_DATA` if none
     ask:str|None=None, # flags asked for, separated by spaces; `HISTOLAB_FLAGS` if none
+    slide:str|Path|None=None, # a slide of the user's own; `HISTOLAB_SLIDE` if none
 )->dict:
     "For each flag of a cell: why cells with it are left out on this machine, or none if they run"
     ask = (ask or os.environ.get('HISTOLAB_FLAGS', '')).split()
     root = data or os.environ.get('HISTOLAB_DATA')
+    own = slide or os.environ.get('HISTOLAB_SLIDE')
     why = dict(gpu=None if has_cuda() else 'torch finds no CUDA device',
-        data=None if root and Path(root).expanduser().is_dir() else 'no data folder is known: set HISTOLAB_DATA or pass --data',
-        slow='takes long: ask for it with HISTOLAB_FLAGS=slow', net='needs the internet: ask for it with HISTOLAB_FLAGS=net')
+        data='this run is about one slide' if own else None if root and Path(root).expanduser().is_dir() else 'no data folder is known: set HISTOLAB_DATA or pass --data',
+        truth='nobody has outlined this slide' if own else None, slow='takes long: ask for it with HISTOLAB_FLAGS=slow', net='needs the internet: ask for it with HISTOLAB_FLAGS=net')
     return {k:None if k in ask and k in ('slow','net') else v for k,v in why.items()}
 
 # %% ../nbs/foundations/13_cli.ipynb #ba03bbcc
@@ -276,7 +278,7 @@ def run_notebook(
     out = prepare_folder(out or Path('out')/'-'.join([name, sets['scale'], *([Path(sets['slide']).stem] if 'slide' in sets else [])]), run)
     env = os.environ | {f'HISTOLAB_{k.upper()}':str(v) for k,v in (sets | dict(out=out)).items()}
     env.setdefault('HISTOLAB_RESULTS', str(out/'results'))
-    nb,here = nbformat.read(path, 4),flags_here(sets.get('data'), flags)
+    nb,here = nbformat.read(path, 4),flags_here(sets.get('data'), flags, sets.get('slide'))
     say(f'{name}: {path.name} at scale {sets["scale"]}, into {out}')
     try: execute(nb, out, here, env, debug, say)
     finally:
