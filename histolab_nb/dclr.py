@@ -311,7 +311,7 @@ def border_weights(
         near[(slice(None), *win)] = np.sort(np.stack([*near[(slice(None), *win)], d]), 0)[:2]
     return (w_c + np.where(fg, 0, w0*np.exp(-near.sum(0)**2/(2*sigma**2)))).astype(np.float32)
 
-# %% ../nbs/papers/10_dclr.ipynb #3f505891
+# %% ../nbs/papers/10_dclr.ipynb #a0fdf331
 class _Items:
     "Patches as single items: uint8 (3,S,S) and label"
     def __init__(self, patches, idxs): self.patches,self.idxs = patches,idxs
@@ -328,6 +328,7 @@ def dclr_dls(
     device=None, # the best there is, if none
 )->DataLoaders: # batches of float (B,3,S,S) in [0,1] and labels (B,), which training ignores
     "Training and validation batches of patches; `DataError` if there are too few"
+    set_seed(recipe.seed)
     n,bs = len(source),recipe.batch_size
     n_valid = max(round(n*recipe.valid), 2)
     if n-n_valid<8: raise DataError(f'{n} patches are too few to learn from', fix='Use a smaller patch or stride, or more slides')
