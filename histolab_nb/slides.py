@@ -393,7 +393,7 @@ def mpp_xy(self:Slide)->tuple:
     "Micrometres per pixel of level 0, across and down; `DataError` if unknown"
     if self._mpp: return self._mpp,self._mpp
     res = [float(self.osr.properties.get(f'openslide.mpp-{o}') or 'nan') for o in 'xy']
-    fix = 'If you know it, pass it: Slide(path, mpp=0.5); 20x is about 0.5, 40x about 0.25'
+    fix = 'If you know it, pass it: Slide(path, mpp=0.5), on the command line --mpp 0.5; 20x is about 0.5, 40x about 0.25'
     if any(map(math.isnan, res)): raise DataError('the file does not say its resolution (um/px)', self.path, fix)
     if not all(.02<=o<=50 for o in res): raise DataError(f'the file says {res[0]:g} um/px, which no microscope gives', self.path, fix)
     return tuple(res)
