@@ -80,7 +80,7 @@ from .postprocess import *
 from .training import *
 from .inference import *
 
-# %% ../nbs/papers/10_dclr.ipynb #c898e61f
+# %% ../nbs/papers/10_dclr.ipynb #58cc5697
 @dataclass
 class DclrRecipe(Recipe):
     "Every number of DCLR; defaults are the paper's, a star marks what it leaves open"
@@ -130,11 +130,13 @@ class DclrRecipe(Recipe):
     sigma:float = 5. # width of the border weights, Eq. 1, px (Sec. 2.2)
     seed:int = 42 # of everything random
     side:int = 8192 # side of the phantom slides, px at `mpp`
-    _scales = dict(
-        tiny=dict(patch=128, stride=64, predict_stride=128, input=128, view=64, crop=(0.2,0.35), cutout=False, width=8, lr=0.06, schedule='one_cycle',
-            epochs=20, coherent=4, crf_filter=21, crf_blur=1, crf_theta=6., crf_colour=0.3, crf_mix=0.7, crf_mean=True, side=3072),
-        small=dict(patch=128, stride=64, predict_stride=64, input=128, view=64, crop=(0.2,0.35), cutout=False, width=16, lr=0.06, schedule='one_cycle',
-            epochs=40, coherent=4, crf_filter=21, crf_blur=1, crf_theta=6., crf_colour=0.3, crf_mix=0.7, crf_mean=True, side=4096))
+
+# %% ../nbs/papers/10_dclr.ipynb #7ba1d184
+DclrRecipe._scales = dict(
+    tiny=dict(patch=128, stride=64, predict_stride=128, input=128, view=64, crop=(0.2,0.35), cutout=False, width=8, lr=0.06, schedule='one_cycle',
+        epochs=20, coherent=4, crf_filter=21, crf_blur=1, crf_theta=6., crf_colour=0.3, crf_mix=0.7, crf_mean=True, side=3072),
+    small=dict(patch=128, stride=64, predict_stride=64, input=128, view=64, crop=(0.2,0.35), cutout=False, width=16, lr=0.06, schedule='one_cycle',
+        epochs=40, coherent=4, crf_filter=21, crf_blur=1, crf_theta=6., crf_colour=0.3, crf_mix=0.7, crf_mean=True, side=4096))
 
 # %% ../nbs/papers/10_dclr.ipynb #f0033577
 def find_tissue(
