@@ -62,7 +62,7 @@ def flags_here(
     root = data or os.environ.get('HISTOLAB_DATA')
     own = slide or os.environ.get('HISTOLAB_SLIDE')
     why = dict(gpu=None if has_cuda() else 'torch finds no CUDA device',
-        data='this run is about one slide' if own else None if root and Path(root).expanduser().is_dir() else 'no data folder is known: set HISTOLAB_DATA or pass --data',
+        data='this run is about one slide' if own and not data else None if root and Path(root).expanduser().is_dir() else 'no data folder is known: set HISTOLAB_DATA or pass --data',
         truth='nobody has outlined this slide' if own else None, slow='takes long: ask for it with HISTOLAB_FLAGS=slow', net='needs the internet: ask for it with HISTOLAB_FLAGS=net')
     return {k:None if k in ask and k in ('slow','net') else v for k,v in why.items()}
 
