@@ -363,12 +363,12 @@ def dclr_fit(
     "Train by the recipe's schedule"
     return learn.fit(recipe.epochs) if recipe.schedule=='plateau' else learn.fit_one_cycle(recipe.epochs, recipe.lr)
 
-# %% ../nbs/papers/10_dclr.ipynb #a8442be8
+# %% ../nbs/papers/10_dclr.ipynb #eb8b4716
 @torch.no_grad()
 def embed(
     encoder, # module from float (B,3,S,S) to (B,d)
     patches, # `Patches`
-    batch_size:int=256, # patches at once
+    batch_size:int=128, # patches at once
 )->np.ndarray: # float32 (N,d)
     "The embeddings h of patches"
     encoder.eval()
@@ -570,7 +570,7 @@ class Chance(nn.Module):
     "A coin for every patch"
     def forward(self, x): return F.one_hot(torch.rand(len(x), device=x.device).round().long(), 2)*0.6+0.2
 
-# %% ../nbs/papers/10_dclr.ipynb #b346b310
+# %% ../nbs/papers/10_dclr.ipynb #fc461199
 class ColourThreshold(nn.Module):
     "Tumour where the mean haematoxylin is above (or below) a threshold chosen on labelled patches"
     def __init__(self):
@@ -582,7 +582,7 @@ class ColourThreshold(nn.Module):
     def fit(self,
         source, # `Patches`
     ):
-        v = self.amount(torch.from_numpy(source.images).permute(0,3,1,2)/255).numpy()
+        v = torch.cat([self.amount(torch.from_numpy(x).permute(0,3,1,2)/255) for x in np.array_split(source.images, len(source)//64+1)]).numpy()
         ok = source.labels>=0
         v,l = v[ok],source.labels[ok]
         cuts = np.quantile(v, np.linspace(0.02, 0.98, 49))
