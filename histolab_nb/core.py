@@ -32,7 +32,7 @@ class DataError(ValueError):
         super().__init__(f'{f"{path}: " if path else ""}{what}{f". {fix}" if fix else ""}')
 
 # %% ../nbs/foundations/00_core.ipynb #702f3cf0
-scales = ('tiny', 'small', 'paper') # from a minute on a laptop to the paper's own size
+scales = ('tiny', 'small', 'paper') # from two minutes on a laptop to the paper's own size
 
 def get_scale(
     scale:str|None=None, # one of `scales`; `HISTOLAB_SCALE` or 'tiny' if none
