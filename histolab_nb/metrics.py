@@ -464,7 +464,7 @@ class _Shapes:
         a,b = self.t[box]==i+1,self.p[box]==j+1
         return max(_far(a, b), _far(b, a))
 
-# %% ../nbs/foundations/04_metrics.ipynb #5e05e724
+# %% ../nbs/foundations/04_metrics.ipynb #dc7ab3aa
 def ahd(
     truth, # instance map (H,W) of whole numbers, 0 is background
     pred, # instance map, same shape
@@ -478,8 +478,8 @@ def ahd(
     if o.empty: return 0.
     k = _assign(o, o.iou)
     if miss is None: miss = np.sqrt(4/np.pi*(o.true_areas if len(o.true_areas) else o.pred_areas).mean())
-    n,far = len(o.true_ids)+len(o.pred_ids),[min(s.distance(i, j), miss) for i,j in zip(o.t[k], o.p[k])]
-    return float((2*sum(far)+miss*(n-2*len(k)))/n)
+    alone = len(o.true_ids)+len(o.pred_ids)-2*len(k)
+    return float((sum(min(s.distance(i, j), miss) for i,j in zip(o.t[k], o.p[k]))+miss*alone)/(len(k)+alone))
 
 # %% ../nbs/foundations/04_metrics.ipynb #10079b53
 def object_f1(

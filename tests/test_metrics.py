@@ -211,7 +211,7 @@ def slow_symmetric(t, p, miss):
         pairs_ = [(i,j) for i,j in pairs_ if (G[i]&P[j]).any()]
         s = round(sum(iou_of(G[i], P[j]) for i,j in pairs_), 9)
         if s>best: best,res = s,set()
-        if s==best: res.add((2*sum(min(miss, haus(G[i], P[j])) for i,j in pairs_)+miss*(len(G)+len(P)-2*len(pairs_)))/(len(G)+len(P)))
+        if s==best: res.add((sum(min(miss, haus(G[i], P[j])) for i,j in pairs_)+miss*(len(G)+len(P)-2*len(pairs_)))/(len(G)+len(P)-len(pairs_)))
     return res
 
 slow = dict(aji=slow_aji, dice2=slow_dice2, pq=slow_pq, object_f1=slow_object_f1, object_dice=slow_object_dice)
@@ -337,6 +337,14 @@ def test_removing_or_adding_what_is_wrong():
     worse[25,25] = 7
     assert ahd(t, worse, True)>ahd(t, p, True)>ahd(t, t, True)==0
     assert ahd(t, worse)==ahd(t, p)==0
+
+@given(map_pairs)
+def test_one_more_false_alarm_never_helps(tp):
+    t,p = (np.pad(o, [(0,2), (0,0)]) for o in tp)
+    more = p.copy()
+    more[-1,0] = 77
+    assert all(f(t, more)<=f(t, p)+1e-12 for f in object_scores.values())
+    assert ahd(t, more, True, miss=2)>=ahd(t, p, True, miss=2)-1e-12
 
 def test_a_long_chain_of_overlaps_needs_no_dense_matrix():
     n = 30_000
