@@ -60,8 +60,9 @@ def loop(t, p):
             both = np.count_nonzero(g & masks_p[j])
             either = np.count_nonzero(g | masks_p[j])
             if both/either>best: best,found = both/either,(both,either,j)
-        if found is None: union += np.count_nonzero(g)
-        else: inter,union = inter+found[0],union+found[1]; used.add(found[2])
+        if found is None: found = 0,np.count_nonzero(g),None
+        inter,union = inter+found[0],union+found[1]
+        used.add(found[2])
         if best>.5: ious.append(best)
     union += sum(np.count_nonzero(m) for j,m in masks_p.items() if j not in used)
     return inter/union,2*sum(ious)/(len(masks_t)+len(masks_p))
@@ -75,7 +76,7 @@ def compare(side, n, rounds=5):
     want = loop(t, p)
     loop_s = time.perf_counter()-start
     assert np.allclose(want, (aji(t, p),pq(t, p).pq))
-    ways = {'aji':lambda: aji(t, p), 'pq':lambda: pq(t, p), 'aji_plus':lambda: aji_plus(t, p)}
+    ways = dict(aji=lambda: aji(t, p), pq=lambda: pq(t, p), aji_plus=lambda: aji_plus(t, p))
     ways['one dense bincount, the table alone'] = lambda: np.bincount(t.ravel()*(int(p.max())+1)+p.ravel(), minlength=(int(t.max())+1)*(int(p.max())+1))
     ways['overlaps, the table alone'] = lambda: overlaps(t, p)
     if matching:

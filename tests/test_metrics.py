@@ -400,7 +400,8 @@ def test_micro_adds_counts_up(cl):
 
 square = np.ones((4,4), int)
 @pytest.mark.parametrize('call', [lambda f: f(square*1., square), lambda f: f(square, -square), lambda f: f(np.ones((4,4,3), int), np.ones((4,4,3), int)),
-    lambda f: f(square, square[:2]), lambda f: f(square[:0], square[:0]), lambda f: f(square>0, square>0), lambda f: f(square[0], square[0]), lambda f: f(square, None)])
+    lambda f: f(square, square[:2]), lambda f: f(square[:0], square[:0]), lambda f: f(square>0, square>0),
+    lambda f: f(square[0], square[0]), lambda f: f(square, None)])
 @pytest.mark.parametrize('name', object_scores|distance_scores)
 def test_what_is_no_instance_map_is_a_data_error(name, call):
     with pytest.raises(DataError): call((object_scores|distance_scores)[name])
