@@ -180,7 +180,7 @@ def read_text_labels(
     if len(v)!=2+w*h: raise DataError(f'{w} x {h} pixels are announced, and {len(v)-2} are there', path, 'Copy or download it again')
     return v[2:].reshape(h, w)
 
-# %% ../nbs/foundations/07_datasets.ipynb #5f4aa861
+# %% ../nbs/foundations/07_datasets.ipynb #2e57b68a
 def imagescope_regions(
     path:str|Path, # XML file
 )->list: # of arrays (n,2) of X and Y, in pixels
@@ -193,7 +193,7 @@ def imagescope_regions(
     except (ParseError, ValueError, LookupError) as e: raise DataError(f'this XML is broken ({e})', path, 'Copy or download it again') from None
     res = []
     for r in root.iter('Region'):
-        try: res.append(np.array([(v.attrib['X'], v.attrib['Y']) for v in r.iterfind('Vertices/Vertex')], float).reshape(-1, 2))
+        try: res.append(np.array([(float(v.attrib['X']), float(v.attrib['Y'])) for v in r.iterfind('Vertices/Vertex')]).reshape(-1, 2))
         except (KeyError, ValueError): raise DataError(f'region {len(res)+1} has a vertex without X and Y', path) from None
         if not np.isfinite(res[-1]).all(): raise DataError(f'region {len(res)} has a vertex that is no number', path)
     if not res: raise DataError('there is no region in this annotation', path, 'Was it saved before anything was drawn?')
@@ -658,7 +658,7 @@ def check_dataset(
         if shared: res.append(_finding('note', 'patients', f'{len(shared)} are in more than one part: {", ".join(list(shared)[:5])}', 'Draw splits by patient'))
     return pd.DataFrame(res)
 
-# %% ../nbs/foundations/07_datasets.ipynb #40881920
+# %% ../nbs/foundations/07_datasets.ipynb #815b33a7
 class _Resume:
     "Downloader for pooch that keeps what has arrived and goes on from there"
     def __init__(self, part, progress=False, tries=4, wait=1.): self.part,self.progress,self.tries,self.wait = Path(part),progress,tries,wait
@@ -685,6 +685,7 @@ class _Resume:
         head = {'Accept-Encoding':'identity'} | ({'Range':f'bytes={have}-', 'If-Range':tag.read_text()} if have else {})
         with requests.get(url, headers=head, stream=True, timeout=(15,60)) as r:
             if r.status_code==416: tag.unlink(missing_ok=True)
+            if r.status_code==416 or r.status_code>=500: raise ConnectionError(f'the server answers {r.status_code}')
             r.raise_for_status()
             r.raw.enforce_content_length = False # keep the last bytes, too: the length is checked below
             have = have if r.status_code==206 else 0
@@ -696,13 +697,16 @@ class _Resume:
         if self.part.stat().st_size<total: raise ConnectionError('the connection was closed too early')
         tag.unlink(missing_ok=True)
 
-# %% ../nbs/foundations/07_datasets.ipynb #9a1df3e4
+# %% ../nbs/foundations/07_datasets.ipynb #4be5109c
 def file_hash(
     path:str|Path, # file to read
     kind:str='sha256', # or 'md5'
 )->str:
     "The hash of a file, in hexadecimal"
-    with open(path, 'rb') as f: return hashlib.file_digest(f, kind).hexdigest() if hasattr(hashlib, 'file_digest') else hashlib.new(kind, f.read()).hexdigest()
+    res = hashlib.new(kind)
+    with open(path, 'rb') as f:
+        while block := f.read(2**20): res.update(block)
+    return res.hexdigest()
 
 def is_archive(
     path:str|Path, # file
@@ -775,7 +779,7 @@ def _unpack_to(tmp, members, archive):
                 if dst.tell()+len(block)>size: raise DataError(f'{p.name} is larger than the archive says', archive)
                 dst.write(block)
 
-# %% ../nbs/foundations/07_datasets.ipynb #a57d1787
+# %% ../nbs/foundations/07_datasets.ipynb #d42301e7
 def unpack(
     archive:str|Path, # zip or tar, compressed or not
     folder:str|Path, # where to; must not exist, or be empty
@@ -786,6 +790,7 @@ def unpack(
     opens = zipfile.ZipFile if zipfile.is_zipfile(archive) else tarfile.open if tarfile.is_tarfile(archive) else None
     if opens is None: raise DataError('this is no zip and no tar', archive, 'Was the download complete?')
     try:
+        if folder.exists(): folder.rmdir()
         with opens(archive) as a, atomic_path(folder) as tmp:
             tmp.mkdir()
             _unpack_to(tmp, _zip_members(a) if opens is zipfile.ZipFile else _tar_members(a), archive)
@@ -793,18 +798,18 @@ def unpack(
         raise DataError(f'this archive cannot be unpacked ({e})', archive, 'Download it again') from None
     return folder
 
-# %% ../nbs/foundations/07_datasets.ipynb #d950f14f
+# %% ../nbs/foundations/07_datasets.ipynb #30d67e6c
 def get_dataset(
-    name:str, # of the data set: 'tnbc'
+    name:str|Card, # of the data set: 'tnbc'; or a card of your own
     folder:str|Path, # where it goes; made if it is not there
     sha256:str|None=None, # hash of the archive, if you know it and there is only one
     progress:bool=False, # show a bar?
     say:Callable=print, # called with a line for each step
 )->Path: # folder to give to the reader
     "Download and unpack a data set; `DataError` with what to do where its source does not allow a program to"
-    c,folder = card(name),Path(folder).expanduser()
-    if not c['files']: raise DataError(f'{c["title"]} cannot be fetched by a program. {c["how"]}', c['page'], f'Then: histolab-nb data check {name} {folder}')
-    if sha256 and len(c['files'])>1: raise DataError(f'{name} has {len(c["files"])} archives, so one hash cannot be meant', folder)
+    c,folder = name if isinstance(name, Card) else card(name),Path(folder).expanduser()
+    if not c['files']: raise DataError(f'{c["title"]} cannot be fetched by a program. {c["how"].rstrip(".")}', c['page'], f'Then: histolab-nb data check {c["name"]} {folder}')
+    if sha256 and len(c['files'])>1: raise DataError(f'{c["name"]} has {len(c["files"])} archives, so one hash cannot be meant', folder)
     for f in c['files']:
         to = out_folder(folder)/Path(f['file']).stem
         if to.is_dir():
