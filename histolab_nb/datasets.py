@@ -74,11 +74,12 @@ class Sample:
         "The class of every pixel, uint8 (H,W), 0 is background; none where objects have no class"
         return None if self.load_classes is None else self.load_classes(self.shape)
 
-# %% ../nbs/foundations/07_datasets.ipynb #0c571cd3
+# %% ../nbs/foundations/07_datasets.ipynb #c53af2b4
 def _pil(path, load=True):
     "The image file `path`, opened by PIL"
     try:
         im = Image.open(path)
+        im.info['deep'] = ';16' in str(getattr(im, 'tile', '')) # PIL would drop half of the bits without a word
         if load: im.load()
         return im
     except FileNotFoundError: raise DataError('there is no such file', path) from None
@@ -96,8 +97,8 @@ def read_rgb(
 )->np.ndarray: # uint8 (H,W,3)
     "An image in 8 bits of red, green and blue; `DataError` if it is broken or of another kind"
     im = _pil(path)
-    if im.mode not in ('RGB', 'RGBA', 'RGBX', 'P', 'PA', 'L', 'LA', 'CMYK', 'YCbCr'):
-        raise DataError(f'this image has pixels of kind {im.mode!r}', path, 'Store it with 8 bits in red, green and blue')
+    if im.info['deep'] or im.mode not in ('RGB', 'RGBA', 'RGBX', 'P', 'PA', 'L', 'LA', 'CMYK', 'YCbCr'):
+        raise DataError('this image has 16 bits a channel' if im.info['deep'] else f'this image has pixels of kind {im.mode!r}', path, 'Store it with 8 bits in red, green and blue')
     return np.array(im.convert('RGB'))
 
 # %% ../nbs/foundations/07_datasets.ipynb #cb7986e2
@@ -555,7 +556,7 @@ def cpm(
             for o in part: o.split = f'fold {i}'
     return res
 
-# %% ../nbs/foundations/07_datasets.ipynb #1362b642
+# %% ../nbs/foundations/07_datasets.ipynb #c2360888
 def by_patient(
     samples, # list of `Sample`
     parts=5, # how many equal parts, or their shares, such as (0.8, 0.2)
@@ -563,14 +564,14 @@ def by_patient(
     within:str='organ', # attribute that is spread over the parts
 )->L: # of L of `Sample`, one a part
     "Samples in parts, with all of a patient in one part"
-    shares = np.ones(parts) if isinstance(parts, int) else np.array(parts, float)
+    shares = np.ones(max(parts, 0)) if isinstance(parts, int) else np.array(parts, float)
     if len(shares)<1 or shares.min()<=0: raise DataError(f'{parts!r} are no parts', fix='Give a number such as 5, or shares such as (0.8, 0.2)')
     groups = {}
     for o in samples: groups.setdefault(('patient', o.patient) if o.patient else ('image', f'{o.path}{o.name}'), []).append(o)
     if len(groups)<len(shares): raise DataError(f'{len(groups)} patients cannot be split in {len(shares)} parts')
     keys,res,done = sorted(groups),L([] for _ in shares),0
     random.Random(seed).shuffle(keys)
-    for k in sorted(keys, key=lambda k: str(getattr(groups[k][0], within))):
+    for k in sorted(keys, key=lambda k: min(str(getattr(o, within)) for o in groups[k])):
         done += len(groups[k])
         res[int(np.argmax(shares/shares.sum()*done - res.map(len)))].extend(groups[k])
     return res.map(L)

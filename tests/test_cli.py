@@ -137,3 +137,14 @@ def test_lab_copies_the_notebooks_of_an_installed_package(tmp_path, monkeypatch)
     assert (copy/'a.ipynb').read_bytes()==out.read_bytes()
     (copy/'a.ipynb').write_text('mine')
     assert (cli.working_copy(tmp_path/'mine')/'a.ipynb').read_text()=='mine'
+
+def test_data_commands(tmp_path, capsys, clean_env):
+    rc,out,_ = call(capsys, 'data', 'show', 'glas')
+    assert rc==0 and '0.62005' in out and '[official page' in out and 'https://glas.grand-challenge.org' in out
+    assert call(capsys, 'data', 'show')[1].count('https://')==7
+    rc,out,err = call(capsys, 'data', 'check', 'glas', tmp_path)
+    assert rc==1 and out.startswith('bad') and 'there is nothing of GlaS here' in out and err==''
+    for args,says in ((('show', 'imagenet'), 'there is no data set'), (('check', 'imagenet', tmp_path), 'there is no data set'), (('get', 'monuseg', tmp_path/'x'), 'cannot be fetched by a program')):
+        rc,out,err = call(capsys, 'data', *args)
+        assert rc==1 and one_line(err) and says in err
+    assert list(tmp_path.iterdir())==[]
