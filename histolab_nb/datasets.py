@@ -19,7 +19,7 @@ __all__ = ['image_types', 'label_types', 'monuseg_splits', 'consep_raw', 'consep
            'shared_patients', 'Card', 'card', 'cards', 'check_dataset', 'file_hash', 'is_archive', 'fetch', 'unpack',
            'get_dataset']
 
-# %% ../nbs/foundations/07_datasets.ipynb #773d6a44
+# %% ../nbs/foundations/07_datasets.ipynb #7705c009
 import csv, functools, hashlib, lzma, random, re, shutil, stat, tarfile, time, zipfile, zlib
 from collections import Counter
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Callable
 import numpy as np, histolab_nb
 from fastcore.foundation import L
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from .core import *
 
 # %% ../nbs/foundations/07_datasets.ipynb #dd4af82a
@@ -74,7 +74,7 @@ class Sample:
         "The class of every pixel, uint8 (H,W), 0 is background; none where objects have no class"
         return None if self.load_classes is None else self.load_classes(self.shape)
 
-# %% ../nbs/foundations/07_datasets.ipynb #c53af2b4
+# %% ../nbs/foundations/07_datasets.ipynb #79c588f4
 def _pil(path, load=True):
     "The image file `path`, opened by PIL"
     try:
@@ -84,7 +84,8 @@ def _pil(path, load=True):
         return im
     except FileNotFoundError: raise DataError('there is no such file', path) from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        raise DataError(f'this image cannot be read ({e})', path, 'Copy or download it again') from None
+        why = 'of no known format' if isinstance(e, UnidentifiedImageError) else e
+        raise DataError(f'this image cannot be read ({why})', path, 'Copy or download it again') from None
 
 def image_size(
     path:str|Path, # image file
