@@ -16,12 +16,13 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/postprocess.html.md"
 
 # %% auto #0
 __all__ = ['tune_grid', 'flatten_map', 'unflatten_map', 'half_window', 'colour_message', 'position_message', 'coarse', 'fine',
-           'ConvCRF', 'check_maps', 'soft_dice_loss', 'Watershed', 'clean_mask', 'mask_distance', 'find_peaks',
-           'watershed_steps', 'watershed_instances', 'tune_watershed', 'drop_small', 'fill_small', 'grey_foreground',
-           'haematoxylin_foreground', 'otsu_grey', 'otsu_haematoxylin', 'nuclei_table', 'boundary_instances']
+           'ConvCRF', 'check_maps', 'soft_dice_loss', 'Watershed', 'clean_mask', 'mask_distance', 'disk_maximum',
+           'find_peaks', 'watershed_steps', 'watershed_instances', 'tune_watershed', 'drop_small', 'fill_small',
+           'grey_foreground', 'haematoxylin_foreground', 'otsu_grey', 'otsu_haematoxylin', 'nuclei_table',
+           'boundary_instances']
 
-# %% ../nbs/foundations/09_postprocess.ipynb #66a2318c
-import contextlib, dataclasses, itertools, numpy as np, pandas as pd, torch, torch.nn.functional as F
+# %% ../nbs/foundations/09_postprocess.ipynb #fa550bec
+import contextlib, dataclasses, itertools, math, numpy as np, pandas as pd, torch, torch.nn.functional as F
 from dataclasses import dataclass
 from torch import nn
 from torch.autograd.function import once_differentiable
@@ -335,12 +336,23 @@ def clean_mask(
         if r: mask = closing(opening(mask, disk(r), mode='ignore'), disk(r), mode='ignore')
     return mask
 
-# %% ../nbs/foundations/09_postprocess.ipynb #14538116
+# %% ../nbs/foundations/09_postprocess.ipynb #a67e037c
 def mask_distance(
     mask, # bool (H,W)
 )->np.ndarray: # float32 (H,W)
     "Distance of every pixel of a mask to the background, px; the same everywhere where there is none"
     return np.ones(mask.shape, np.float32) if mask.all() else ndimage.distance_transform_edt(mask).astype(np.float32)
+
+def disk_maximum(
+    height, # float (H,W)
+    radius:int, # of the disk, px
+)->np.ndarray: # as `height`
+    "The highest value in a disk around every pixel"
+    res = ndimage.maximum_filter1d(height, 2*radius+1, axis=1)
+    for dy in range(1, radius+1):
+        row = ndimage.maximum_filter1d(height, 2*math.isqrt(radius**2-dy**2)+1, axis=1)
+        for to,frm in (res[dy:],row[:-dy]),(res[:-dy],row[dy:]): np.maximum(to, frm, out=to)
+    return res
 
 def find_peaks(
     height, # float (H,W)
@@ -348,7 +360,7 @@ def find_peaks(
     radius:int=7, # of the disk, px
 )->np.ndarray: # bool (H,W)
     "Pixels of the mask that nothing within a disk around them overtops"
-    return mask & (height==ndimage.maximum_filter(height, footprint=disk(radius)))
+    return mask & (height==disk_maximum(height, radius))
 
 # %% ../nbs/foundations/09_postprocess.ipynb #31920d4f
 def _label(peaks, height, mask, min_size):
@@ -479,10 +491,10 @@ def fill_small(
     "A mask without its small holes"
     return ~drop_small(~mask, size+1)
 
-# %% ../nbs/foundations/09_postprocess.ipynb #184d4556
+# %% ../nbs/foundations/09_postprocess.ipynb #30c89664
 def grey_foreground(
     img, # uint8 (H,W,3)
-    holes:int=500, # holes of up to so many pixels are filled
+    holes:int=0, # holes of up to so many pixels are filled
 )->np.ndarray: # bool (H,W)
     "What is dark: Otsu's threshold on grey levels"
     _check_sizes(holes=holes)
