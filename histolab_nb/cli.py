@@ -7,6 +7,7 @@ runs the notebook of a paper from top to bottom, exactly as it stands, and leave
     histolab-nb run dclr --slide scan.svs     # the same on a slide of yours
     histolab-nb doctor                        # what works on this machine, what does not, what to do
     histolab-nb lab                           # the notebooks in JupyterLab
+    histolab-nb segment a.png scan.svs        # nuclei of your pictures: instance map, overlay, GeoJSON, table
     histolab-nb data show monuseg             # what is known of a data set; check and get do the rest
 
 Docs: https://histolab-nb.github.io/histolab_nb/foundations/cli.html.md"""
@@ -18,7 +19,8 @@ __all__ = ['app', 'data_app', 'notebooks_folder', 'paper_notebooks', 'find_noteb
            'left_out', 'kernel_manager', 'heading', 'chapters', 'execute', 'save_pictures', 'for_report', 'as_text',
            'write_report', 'run_settings', 'prepare_folder', 'run_notebook', 'run_facts', 'peak_memory', 'finish',
            'check_packages', 'check_imports', 'check_machine', 'device_name', 'command', 'run', 'demo', 'doctor',
-           'working_copy', 'lab', 'data_show', 'data_check', 'data_get', 'main']
+           'working_copy', 'lab', 'data_show', 'data_check', 'data_get', 'check_stems', 'nuclei_line', 'segment',
+           'main']
 
 # %% ../nbs/foundations/13_cli.ipynb #606e8f0e
 import contextlib, importlib.metadata, inspect, os, platform, re, shutil, subprocess, sys, threading, time
@@ -486,6 +488,55 @@ def data_get(
     _say(f'done: {get_dataset(name, folder, sha256, progress=sys.stderr.isatty(), say=_say)}')
 
 for f in (data_show, data_check, data_get): command(f, data_app, name=f.__name__.removeprefix('data_'))
+
+# %% ../nbs/foundations/13_cli.ipynb #4f0f4c4e
+def check_stems(
+    paths:list, # images and slides
+):
+    "`DataError` if the files of two pictures would have the same names"
+    seen = {}
+    for p in map(Path, paths):
+        if p.stem.lower() in seen: raise DataError(f'its files would have the names of those of {seen[p.stem.lower()]}', p, 'Segment them one after the other, each with an --out of its own')
+        seen[p.stem.lower()] = p
+
+# %% ../nbs/foundations/13_cli.ipynb #d11282bc
+def nuclei_line(
+    path:str, # of the picture
+    nuclei, # the `Nuclei` found
+    assumed:bool, # was its resolution assumed?
+)->str:
+    "What was found in a picture, in one line"
+    res = f'{path}: {len(nuclei) or "no"} nuclei'
+    if len(nuclei): res += f', median area {nuclei.table.area_um2.median():.1f} um²'
+    if nuclei.cut: res += f', {nuclei.cut} of them cut at the edge of a window'
+    return res + (' (0.25 um/px assumed: an image file does not say its resolution, --mpp does)' if assumed else '')
+
+@command
+def segment(
+    images:list[str], # images and slides
+    out:str='out/segment', # folder for the files
+    mpp:float=None, # um/px: of an image 0.25 if none, of a slide what its file says
+    classical:bool=False, # without a trained model: Otsu's threshold on haematoxylin, and a watershed
+    weights:str=None, # a trained model of yours, .safetensors; the one of the package if none
+    debug:bool=False, # show the whole traceback of an error
+):
+    "Outline and measure the nuclei of images and slides: instance map, overlay, GeoJSON for QuPath, table"
+    if classical and weights: raise DataError('the classical model has no weights', weights, 'Leave out --classical or --weights')
+    check_stems(images)
+    out,model,bad = out_folder(out),None,0
+    from histolab_nb.inference import segment_file
+    if not classical:
+        from histolab_nb.scale_attention import nuclei_model
+        model = nuclei_model(weights)
+    for p in images:
+        try: res,_,assumed = segment_file(p, out, model, mpp, progress=sys.stderr.isatty())
+        except Exception as e:
+            if debug: raise
+            print(f'histolab-nb: {e if isinstance(e, DataError) else f"{p}: {type(e).__name__}: {e}"}', file=sys.stderr)
+            bad += 1
+        else: _say(nuclei_line(p, res, assumed))
+    if len(images)>bad: _say(f'files in {out}')
+    if bad: raise typer.Exit(print(f'histolab-nb: {bad} of {len(images)} pictures could not be segmented', file=sys.stderr) or 1)
 
 # %% ../nbs/foundations/13_cli.ipynb #f95d8052
 def main(

@@ -1,8 +1,11 @@
 "The command line, on a notebook of a second: what a run leaves, what its errors look like, stopping and going on"
 import json, os, signal, subprocess, sys, time
-import nbformat.v4 as v4, pytest
+import nbformat.v4 as v4, numpy as np, pandas as pd, pytest, tifffile
+from PIL import Image
 from histolab_nb import cli
 from histolab_nb.core import DataError, read_json
+from histolab_nb.phantom import Phantom
+from histolab_nb.postprocess import otsu_haematoxylin
 
 def write_nb(path, *srcs):
     "A notebook; sources that start with a heading are Markdown"
@@ -148,3 +151,91 @@ def test_data_commands(tmp_path, capsys, clean_env):
         rc,out,err = call(capsys, 'data', *args)
         assert rc==1 and one_line(err) and says in err
     assert list(tmp_path.iterdir())==[]
+
+# ---- segment
+
+@pytest.fixture(scope='session')
+def pictures(tmp_path_factory):
+    "An image with nuclei, as it is, grey, transparent, broken, tiny and empty; a slide without mpp"
+    folder = tmp_path_factory.mktemp('pictures')
+    img = Phantom(120, 120, seed=3).read(10, 10, 300, 220, mpp=.25).image
+    im = Image.fromarray(img)
+    im.save(folder/'good.png')
+    im.convert('RGBA').save(folder/'alpha.png')
+    im.convert('L').save(folder/'grey.png')
+    Image.fromarray(img.astype(np.uint16)[...,0]*200).save(folder/'deep.png')
+    (folder/'cut.png').write_bytes((folder/'good.png').read_bytes()[:3000])
+    (folder/'text.jpg').write_text('no image')
+    Image.fromarray(img[:1,:1]).save(folder/'dot.png')
+    Image.new('RGB', (50,40), 'white').save(folder/'glass.png')
+    tifffile.imwrite(folder/'bare.tiff', np.pad(img, ((0,300),(0,300),(0,0)), 'reflect'), tile=(256,256), photometric='rgb')
+    (folder/'some').mkdir()
+    (folder/'empty').mkdir()
+    for i in range(12): (folder/'some'/f'{i:02d}.png').touch()
+    return folder
+
+def test_segment_leaves_four_files(pictures, tmp_path, capsys, clean_env):
+    rc,out,err = call(capsys, 'segment', pictures/'good.png', '--out', tmp_path, '--mpp', .25, '--classical')
+    assert (rc, err)==(0, '') and 'nuclei, median area' in out and 'assumed' not in out
+    assert {p.name for p in tmp_path.iterdir()}=={'good_instances.png', 'good_overlay.jpg', 'good.geojson', 'good_nuclei.csv'}
+    ids,df = np.asarray(Image.open(tmp_path/'good_instances.png')),pd.read_csv(tmp_path/'good_nuclei.csv')
+    assert ids.dtype==np.uint16 and ids.shape==(220,300) and (np.unique(ids)[1:]==df.id).all() and len(df)>20
+    assert {'area','x','y','eccentricity','haematoxylin','area_um2','x_um'} <= set(df) and (df.haematoxylin>0).all()
+    assert np.array_equal(ids>0, otsu_haematoxylin(np.asarray(Image.open(pictures/'good.png')))>0)
+    assert len(read_json(tmp_path/'good.geojson')['features'])==len(df) and Image.open(tmp_path/'good_overlay.jpg').size==(600,440)
+
+def test_segment_says_what_it_assumes(pictures, tmp_path, capsys, clean_env):
+    rc,out,_ = call(capsys, 'segment', pictures/'good.png', '--out', tmp_path, '--classical')
+    assert rc==0 and '0.25 um/px assumed' in out and '--mpp' in out
+
+def test_segment_goes_on_after_a_failure(pictures, tmp_path, capsys, clean_env):
+    names = ['lost.png', 'cut.png', 'good.png', 'text.jpg', 'grey.png', 'deep.png', 'bare.tiff', 'some', 'empty', 'alpha.png']
+    rc,out,err = call(capsys, 'segment', *[pictures/o for o in names], '--out', tmp_path, '--classical')
+    lines = err.splitlines()
+    says = ['there is no such file', 'cannot be read', 'cannot be read', 'this image is grey', '16 bits', 'does not say its resolution', 'folder with 12 images: 00.png, 01.png', 'folder without images', '8 of 10']
+    assert rc==1 and len(lines)==len(says) and 'Traceback' not in err
+    for l,s in zip(lines, says): assert l.startswith('histolab-nb: ') and s in l
+    assert 'and 2 more' in lines[6] and 'some/*.png' in lines[6] and out.count(' nuclei, median')==2
+    assert (tmp_path/'good_nuclei.csv').read_text()==(tmp_path/'alpha_nuclei.csv').read_text()
+    assert len(list(tmp_path.iterdir()))==8 # nothing half-written
+
+def test_segment_without_nuclei_is_no_error(pictures, tmp_path, capsys, clean_env):
+    rc,out,err = call(capsys, 'segment', pictures/'dot.png', pictures/'glass.png', '--out', tmp_path, '--classical')
+    assert (rc, err)==(0, '') and out.count('no nuclei')==2 and len(list(tmp_path.iterdir()))==8
+    assert not np.asarray(Image.open(tmp_path/'glass_instances.png')).any()
+
+def test_segment_a_slide(pictures, tmp_path, capsys, clean_env):
+    rc,out,_ = call(capsys, 'segment', pictures/'bare.tiff', '--out', tmp_path, '--mpp', .5, '--classical')
+    assert rc==0 and 'assumed' not in out and {p.name for p in tmp_path.iterdir()}=={'bare_overlay.jpg', 'bare.geojson', 'bare_nuclei.csv'}
+    df = pd.read_csv(tmp_path/'bare_nuclei.csv')
+    assert df.x.max()<600 and df.y.max()<520 and np.allclose(df.x_um, df.x*.5, atol=1e-3)
+
+@pytest.mark.parametrize('args, says', [
+    (['good.png', 'some/../good.png'], 'would have the names of those of'),
+    (['good.png', '--classical', '--weights', 'w.safetensors'], 'the classical model has no weights'),
+    (['good.png', '--classical', '--out', 'good.png/out'], 'cannot write here'),
+    (['good.png', '--classical', '--mpp', '9', '--out', 'OUT'], 'nuclei cannot be outlined at 9 um/px')])
+def test_segment_errors_are_one_line(args, says, pictures, tmp_path, capsys, clean_env, monkeypatch):
+    monkeypatch.chdir(pictures)
+    rc,out,err = call(capsys, 'segment', *[a.replace('OUT', str(tmp_path)) for a in args])
+    assert rc==1 and out=='' and err.splitlines()[0].startswith('histolab-nb: ') and says in err and 'Traceback' not in err
+    assert not list(tmp_path.iterdir())
+
+def test_segment_survives_a_model_that_breaks(pictures, tmp_path, capsys, clean_env, monkeypatch):
+    "Any error of a model is a line, too, and --debug shows where it came from"
+    def broken(*args, **kw): raise MemoryError('out of memory')
+    monkeypatch.setattr('histolab_nb.inference.haematoxylin_model', lambda *args: broken)
+    rc,_,err = call(capsys, 'segment', pictures/'good.png', '--out', tmp_path, '--classical')
+    assert rc==1 and 'good.png: MemoryError: out of memory' in err and err.count('\n')==2
+    with pytest.raises(MemoryError): cli.main(['segment', str(pictures/'good.png'), '--out', str(tmp_path), '--classical', '--debug'])
+    assert not list(tmp_path.iterdir())
+
+def test_segment_starts_from_the_weights_of_the_package(pictures, tmp_path, capsys, clean_env, monkeypatch):
+    "Without --classical the trained model is asked for, with the weights that were named"
+    asked = []
+    def nuclei_model(weights=None):
+        asked.append(weights)
+        return lambda image, mpp=.25: asked.append(mpp) or otsu_haematoxylin(image)
+    monkeypatch.setattr('histolab_nb.scale_attention.nuclei_model', nuclei_model, raising=False)
+    assert call(capsys, 'segment', pictures/'good.png', pictures/'alpha.png', '--out', tmp_path, '--mpp', .5, '--weights', 'w.safetensors')[0]==0
+    assert asked==['w.safetensors', .5, .5] and len(list(tmp_path.iterdir()))==8

@@ -1,12 +1,16 @@
 "What no notebook can hold: a prediction killed for good and resumed in another process, memory, and slides of odd shapes"
 import os, signal, subprocess, sys
-import numpy as np, pytest, torch
+import numpy as np, pandas as pd, pytest, tifffile, torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
+from skimage.measure import label
 from torch import nn
 from torch.nn import functional as F
 from histolab_nb.core import DataError, read_json
-from histolab_nb.inference import SlideMap, TileLog, predict_slide, regions, ring_area, write_geojson
+from histolab_nb.inference import (Nuclei, SlideMap, TileLog, haematoxylin_model, predict_slide, read_picture, regions, ring_area, save_nuclei,
+    segment_image, write_geojson)
+from histolab_nb.phantom import Phantom
 from histolab_nb.slides import Slide, write_slide
 
 def grey(x): return F.avg_pool2d(x.mean(1, keepdim=True), 8)
@@ -171,3 +175,136 @@ def test_kill_9_and_resume(path, tmp_path):
     m = SlideMap.load(tmp_path/'notes.npz')
     assert np.array_equal(m.prob, straight.prob) and sorted(o.name for o in (tmp_path/'notes').iterdir())==['job.json', 'map.npz']
     assert 'going on after' in out and out.count('batch\n')<=-(-26*20//16)-asked+1
+
+# ---- nuclei, window by window
+
+def dark(im):
+    "A model that is local: connected pixels darker than a threshold"
+    return label(im.mean(-1)<110, connectivity=1)
+
+@pytest.fixture(scope='session')
+def tissue(): return Phantom(300, 300, seed=3).read(20, 20, 431, 317, mpp=.5)
+
+@settings(max_examples=12, deadline=None)
+@given(core=st.integers(60, 500), x=st.integers(0, 60), y=st.integers(0, 60))
+def test_windows_neither_lose_nor_double(tissue, core, x, y):
+    "With a model that looks no farther than the halo, windows of any size at any offset give what the whole gives: pixels, numbers, table, polygons"
+    image = np.ascontiguousarray(tissue.image[y:, x:])
+    whole,parts = (segment_image(image, dark, .5, core=c, halo=60, progress=False) for c in (1000,core))
+    assert whole.cut==parts.cut==0 and len(whole)==dark(image).max()>50
+    assert np.array_equal(whole.instances, parts.instances)
+    pd.testing.assert_frame_equal(whole.table, parts.table, atol=1e-6, check_exact=False)
+    for a,b in zip(whole.polygons, parts.polygons): assert sorted(map(tuple, a.rings[0][:-1]))==sorted(map(tuple, b.rings[0][:-1]))
+    assert np.array_equal(np.bincount(dark(image).ravel()).sum(), np.bincount(parts.instances.ravel()).sum()) and (dark(image)>0).sum()==(parts.instances>0).sum()
+
+def test_row_map_and_polygon_are_one(tissue):
+    "The id of a row is the number in the map, and its polygon lies around it"
+    res = segment_image(tissue.image, dark, .5, core=150, halo=60, corners=True, progress=False)
+    areas = np.bincount(res.instances.ravel())[1:]
+    assert res.table.id.tolist()==list(range(1, len(res)+1)) and np.allclose(res.table.area, areas) and np.allclose([p.area for p in res.polygons], areas)
+    for i,p in zip(res.table.id, res.polygons):
+        ys,xs = np.nonzero(res.instances==i)
+        assert (p.rings[0].min(0)==(xs.min(),ys.min())).all() and (p.rings[0].max(0)==(xs.max()+1,ys.max()+1)).all()
+    assert np.allclose(res.table.y_um, res.table.y*.5) and (res.table.y.diff().dropna()>=-1e-6).all()
+
+def test_touching_nuclei_stay_apart():
+    labels = np.zeros((40,60), np.int32)
+    labels[5:30,10:30],labels[5:30,30:50] = 7,3
+    res = segment_image(np.full((40,60,3), 200, np.uint8), lambda im: labels, corners=True, progress=False)
+    assert len(res)==2 and [p.area for p in res.polygons]==[500,500] and res.mpp is None and 'area_um2' not in res.table
+
+def test_a_wobbling_model_counts_once():
+    "A model that sees a nucleus a pixel to the left or right, depending on the window: once in the table, no pixel twice"
+    image = np.full((100,200,3), 220, np.uint8)
+    image[40:60,90:110] = 60 # its centroid is on the seam of two cores
+    for shift in (-3,-1,0,1,3):
+        def predict(im, first=[]):
+            first.append(0)
+            return label(np.roll(im[...,0]<100, shift if len(first)%2 else -shift, 1))
+        res = segment_image(image, predict, core=100, halo=60, progress=False)
+        assert len(res)==1 and set(np.unique(res.instances))=={0,1}
+
+def test_objects_larger_than_the_halo_are_told():
+    image = np.full((60,300,3), 220, np.uint8)
+    image[20:40,20:280] = 60
+    res = segment_image(image, dark, core=100, halo=20, progress=False)
+    assert res.cut and 'cut by a window' in repr(res) and (res.instances>0).sum()==20*260
+
+def test_pieces_of_one_nucleus():
+    "What a model leaves in pieces is one nucleus, its largest piece"
+    labels = np.zeros((30,30), np.int32)
+    labels[2:4,2:4],labels[10:20,10:20] = 5,5
+    res = segment_image(np.full((30,30,3), 200, np.uint8), lambda im: labels, progress=False)
+    assert len(res)==1 and res.table.area[0]==100
+
+def test_slide_like_image(tissue, tmp_path):
+    "A slide gives the nuclei of the same pixels as an image; places and sizes in level-0 px also where it is read at another scale"
+    path = write_slide(tissue.image, tmp_path/'a.tiff', .5, quality=100, subsampling='4:4:4')
+    with Slide(path) as s: image = s.read(0, 0, *s.dims)
+    everywhere = np.ones((4,4), bool)
+    a,b = segment_image(image, dark, .5, progress=False),segment_image(path, dark, .5, core=200, halo=60, mask=everywhere, progress=False)
+    assert b.instances is None and b.mpp==.5
+    pd.testing.assert_frame_equal(a.table, b.table, atol=1e-6, check_exact=False)
+    c = segment_image(path, dark, core=500, halo=100, mask=everywhere, progress=False) # at 0.25 um/px
+    assert abs(c.table.area.sum()/a.table.area.sum()-1)<.05 and abs(c.table.area_um2.sum()/c.table.area.sum()-.25)<1e-6
+    big = c.table[c.table.area>60]
+    dx,dy = (big[k].to_numpy()[:,None]-a.table[k].to_numpy() for k in 'xy')
+    i = np.arange(len(big)),np.hypot(dx, dy).argmin(1)
+    assert np.median(np.hypot(dx[i], dy[i]))<.3 and max(abs(np.median(dx[i])), abs(np.median(dy[i])))<.1 # in place, and not to one side
+
+def test_only_tissue_is_looked_at(tmp_path):
+    "Windows without tissue are not read, and a slide without tissue is an error"
+    rng = np.random.default_rng(0)
+    img = np.full((1200,1200,3), 245, np.uint8)
+    img[100:500,100:500] = np.clip(rng.normal((190,110,170), 12, (400,400,3)), 0, 255)
+    path,seen = write_slide(img, tmp_path/'a.tiff', .5),[]
+    def predict(im, mpp):
+        seen.append(mpp)
+        return np.zeros(im.shape[:2], int)
+    res = segment_image(path, predict, .5, core=300, progress=False)
+    assert seen==[.5]*4 and len(res)==0
+    assert list(res.table.columns)==list(segment_image(img[:9,:9], predict, .5, progress=False).table.columns)
+    with pytest.raises(DataError, match='no tissue'): segment_image(write_slide(np.full((300,300,3), 245, np.uint8), tmp_path/'b.tiff', .5), predict, progress=False)
+
+def test_the_model_is_told_the_resolution(tissue):
+    told = []
+    def predict(im, mpp=.25): return told.append(mpp) or np.zeros(im.shape[:2], int)
+    for mpp in (None,.5): segment_image(tissue.image, predict, mpp, progress=False)
+    assert told==[.25,.5]
+
+def test_no_nuclei_and_tiny_images(tmp_path):
+    for img in (np.full((50,40,3), 255, np.uint8), np.full((1,1,3), 120, np.uint8), np.full((1,900,3), (120,60,150), np.uint8)):
+        res = segment_image(img, haematoxylin_model(img), .25, core=200, progress=False)
+        assert len(res)==0 and res.instances.shape==img.shape[:2] and not res.instances.any()
+        files = save_nuclei(res, img, tmp_path, 'x')
+        assert len(files)==4 and read_json(files[2])['features']==[] and len(pd.read_csv(files[3]))==0 and 'area_um2' in pd.read_csv(files[3])
+
+def test_bad_models_and_sources(tissue):
+    for f in (lambda im: im, lambda im: np.zeros((3,3), int), lambda im: im[...,0]/255, lambda im: -np.ones(im.shape[:2], int)):
+        with pytest.raises(DataError, match='no instance map'): segment_image(tissue.image, f, progress=False)
+    for bad,said in ((dict(mpp=5.), 'cannot be outlined'), (dict(core=0), 'not possible'), (dict(mask=np.zeros((3,3), bool)), 'nowhere to look')):
+        with pytest.raises(DataError, match=said): segment_image(tissue.image, dark, progress=False, **bad)
+
+def test_many_instances_and_old_maps(tmp_path):
+    "More than 65,535 nuclei go into a 32-bit TIFF, and the map of an earlier run does not stay beside it"
+    many = np.arange(300*300, dtype=np.int32).reshape(300, 300)
+    for ids,name in ((many,'x_instances.tif'), (many%9,'x_instances.png')):
+        res = Nuclei(pd.DataFrame(dict(eccentricity=[], solidity=[], haematoxylin=[])), [], (300,300), .25, ids)
+        path = save_nuclei(res, np.full((300,300,3), 200, np.uint8), tmp_path, 'x')[0]
+        assert path.name==name and np.array_equal(tifffile.imread(path) if name.endswith('tif') else np.asarray(Image.open(path)), ids)
+    assert [p.name for p in tmp_path.glob('*_instances*')]==['x_instances.png']
+
+def test_transparent_is_glass(tissue, tmp_path):
+    rgba = np.dstack([tissue.image, np.full(tissue.image.shape[:2], 255, np.uint8)])
+    rgba[:,:100] = 0
+    Image.fromarray(rgba).save(tmp_path/'a.png')
+    img = read_picture(tmp_path/'a.png')
+    assert (img[:,:100]==255).all() and np.array_equal(img[:,100:], tissue.image[:,100:])
+
+def test_detections_for_qupath(tmp_path):
+    d = read_json(write_geojson(tmp_path/'a.geojson', regions(np.array([[1,0,2]]), 10), kind='detection', measures=pd.DataFrame(dict(Solidity=[1.,float('nan')]))))
+    assert [f['properties']['objectType'] for f in d['features']]==['detection']*2
+    assert d['features'][0]['properties']['measurements']=={'Solidity':1.} and d['features'][1]['properties']['measurements']=={}
+    with pytest.raises(DataError, match="no kind 'cell'"): write_geojson(tmp_path/'b.geojson', [], kind='cell')
+    with pytest.raises(DataError, match='2 rows'): write_geojson(tmp_path/'b.geojson', [], measures=pd.DataFrame(dict(a=[1,2])))
+    assert not (tmp_path/'b.geojson').exists()
