@@ -22,8 +22,8 @@ __all__ = ['app', 'data_app', 'notebooks_folder', 'paper_notebooks', 'find_noteb
            'working_copy', 'lab', 'data_show', 'data_check', 'data_get', 'check_stems', 'nuclei_line', 'segment',
            'main']
 
-# %% ../nbs/foundations/13_cli.ipynb #606e8f0e
-import contextlib, importlib.metadata, inspect, os, platform, re, shutil, subprocess, sys, threading, time
+# %% ../nbs/foundations/13_cli.ipynb #0fbcef05
+import contextlib, importlib.metadata, inspect, os, platform, re, shutil, subprocess, sys, threading, time, warnings
 from pathlib import Path
 import typer, histolab_nb
 from fastcore.docments import docments
@@ -499,7 +499,7 @@ def check_stems(
         if p.stem.lower() in seen: raise DataError(f'its files would have the names of those of {seen[p.stem.lower()]}', p, 'Segment them one after the other, each with an --out of its own')
         seen[p.stem.lower()] = p
 
-# %% ../nbs/foundations/13_cli.ipynb #d11282bc
+# %% ../nbs/foundations/13_cli.ipynb #26934085
 def nuclei_line(
     path:str, # of the picture
     nuclei, # the `Nuclei` found
@@ -511,6 +511,7 @@ def nuclei_line(
     if nuclei.cut: res += f', {nuclei.cut} of them cut at the edge of a window'
     return res + (' (0.25 um/px assumed: an image file does not say its resolution, --mpp does)' if assumed else '')
 
+# %% ../nbs/foundations/13_cli.ipynb #23dff4fb
 @command
 def segment(
     images:list[str], # images and slides
@@ -524,6 +525,7 @@ def segment(
     if classical and weights: raise DataError('the classical model has no weights', weights, 'Leave out --classical or --weights')
     check_stems(images)
     out,model,bad = out_folder(out),None,0
+    warnings.filterwarnings('ignore', category=FutureWarning, module='torch') # torch's own, on importing fastai
     from histolab_nb.inference import segment_file
     if not classical:
         from histolab_nb.scale_attention import nuclei_model
@@ -536,7 +538,8 @@ def segment(
             bad += 1
         else: _say(nuclei_line(p, res, assumed))
     if len(images)>bad: _say(f'files in {out}')
-    if bad: raise typer.Exit(print(f'histolab-nb: {bad} of {len(images)} pictures could not be segmented', file=sys.stderr) or 1)
+    if bad and len(images)>1: print(f'histolab-nb: {bad} of {len(images)} pictures could not be segmented', file=sys.stderr)
+    if bad: raise typer.Exit(1)
 
 # %% ../nbs/foundations/13_cli.ipynb #f95d8052
 def main(

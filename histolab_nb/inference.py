@@ -633,7 +633,7 @@ def as_source(
     def read(b): return slide.read_scaled(b[0]*sx, b[1]*sy, b[2]-b[0], b[3]-b[1], sx, sy)
     return Source(w, h, read, (sx,sy), mpp, slide.mpp_xy, mask, tuple(slide.dims))
 
-# %% ../nbs/foundations/11_inference.ipynb #64b58a6e
+# %% ../nbs/foundations/11_inference.ipynb #7d88f244
 def haematoxylin_model(
     source:np.ndarray|Slide|str|Path, # the image or the slide that it is for
     mpp:float|None=None, # as in `segment_image`
@@ -648,7 +648,9 @@ def haematoxylin_model(
     picked = [seen[i] for i in np.unique(np.linspace(0, len(seen)-1, min(n, len(seen))).round().astype(int))]
     sample = np.concatenate([dye(src.read(o.box)).ravel() for o in picked])
     limit = threshold_otsu(sample) if np.ptp(sample)>1e-4 else np.inf # a picture of one colour differs by rounding
-    def predict(im): return watershed_instances(drop_small(fill_small(dye(im)>limit, 500), 30))
+    def predict(im):
+        mask = dye(im)>limit
+        return watershed_instances(drop_small(fill_small(mask, 500), 30) if mask.any() else mask)
     return at_mpp(predict)
 
 # %% ../nbs/foundations/11_inference.ipynb #acfd8365
@@ -737,7 +739,7 @@ def read_picture(
     if np.ptp(img)>30 and (img.max(-1)-img.min(-1)).max()<=2: raise DataError('this image is grey, and nuclei are found by the colour of haematoxylin', path, 'Use the image in colour')
     return img
 
-# %% ../nbs/foundations/11_inference.ipynb #44091c49
+# %% ../nbs/foundations/11_inference.ipynb #506f4dad
 image_suffixes = ('.png','.jpg','.jpeg','.webp','.bmp','.gif','.tif','.tiff') # of images; a TIFF may be a slide as well
 slide_suffixes = ('.svs','.ndpi','.mrxs','.scn','.bif','.vms','.vmu','.svslide') # of slides only
 
@@ -750,7 +752,7 @@ def open_picture(
     if path.is_dir() and path.suffix.lower() not in slide_suffixes:
         names = sorted(o.name for o in path.iterdir() if o.suffix.lower() in image_suffixes+slide_suffixes)
         many = ', '.join(names[:10]) + (f' and {len(names)-10} more' if len(names)>10 else '')
-        raise DataError(f'this is a folder with {len(names)} images: {many}' if names else 'this is a folder without images', path, f'Name them, as in {path.name}/*{Path(names[0]).suffix}' if names else None)
+        raise DataError(f'this is a folder with {len(names)} images: {many}' if names else 'this is a folder without images', path, f'Name them, as in {path}/*{Path(names[0]).suffix}' if names else None)
     if not path.exists(): raise DataError('there is no such file', path, 'Check the name and the folder')
     if path.suffix.lower() in slide_suffixes or openslide.OpenSlide.detect_format(path): return Slide(path, mpp=mpp)
     return read_picture(path)
