@@ -798,16 +798,17 @@ def save_nuclei(
     with atomic_path(res[2]) as p: nuclei.table.round(4).to_csv(p, index=False)
     return res if nuclei.instances is None else [_save_instances(nuclei.instances, folder/f'{stem}_instances.png'), *res]
 
-# %% ../nbs/foundations/11_inference.ipynb #7a01c9fe
+# %% ../nbs/foundations/11_inference.ipynb #1265efb2
 def segment_file(
     path:str|Path, # image or slide
     out:str|Path, # folder for the files
     predict=None, # as in `segment_image`; the classical baseline if none
     mpp:float|None=None, # um/px, of level 0 for a slide; needed only where the file does not say
     progress:bool=True, # show a progress bar
+    **kw, # handed to `segment_image`: core, halo, corners
 )->tuple: # the `Nuclei`, the files, and whether 0.25 um/px was assumed
     "Segment the nuclei of a file, and write what was found"
     source = open_picture(path, mpp)
     own = None if isinstance(source, Slide) else mpp or .25
-    res = segment_image(source, predict or haematoxylin_model(source, own), own, progress=progress)
+    res = segment_image(source, predict or haematoxylin_model(source, own), own, progress=progress, **kw)
     return res,save_nuclei(res, source, out, Path(path).stem),own is not None and mpp is None

@@ -195,7 +195,7 @@ def test_windows_neither_lose_nor_double(tissue, core, x, y):
     assert np.array_equal(whole.instances, parts.instances)
     pd.testing.assert_frame_equal(whole.table, parts.table, atol=1e-6, check_exact=False)
     for a,b in zip(whole.polygons, parts.polygons): assert sorted(map(tuple, a.rings[0][:-1]))==sorted(map(tuple, b.rings[0][:-1]))
-    assert np.array_equal(np.bincount(dark(image).ravel()).sum(), np.bincount(parts.instances.ravel()).sum()) and (dark(image)>0).sum()==(parts.instances>0).sum()
+    assert np.array_equal(parts.instances>0, dark(image)>0)
 
 def test_row_map_and_polygon_are_one(tissue):
     "The id of a row is the number in the map, and its polygon lies around it"
