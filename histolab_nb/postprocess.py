@@ -475,7 +475,7 @@ def _check_sizes(**sizes):
 
 def _otsu(o): return o>threshold_otsu(o) if np.ptp(o) else np.zeros(o.shape, bool)
 
-# %% ../nbs/foundations/09_postprocess.ipynb #fd1e73f0
+# %% ../nbs/foundations/09_postprocess.ipynb #dee38a38
 def drop_small(
     mask, # bool (H,W)
     size, # pieces of fewer pixels are dropped
@@ -488,8 +488,11 @@ def fill_small(
     mask, # bool (H,W)
     size, # holes of up to so many pixels are filled
 )->np.ndarray: # bool (H,W)
-    "A mask without its small holes"
-    return ~drop_small(~mask, size+1)
+    "A mask without its small holes; what touches the border is no hole"
+    labels,_ = ndimage.label(~np.pad(mask, 1))
+    small = np.bincount(labels.ravel())<=size
+    small[labels[0,0]] = False
+    return mask | small[labels][1:-1,1:-1]
 
 # %% ../nbs/foundations/09_postprocess.ipynb #30c89664
 def grey_foreground(

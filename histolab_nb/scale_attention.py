@@ -22,7 +22,7 @@ scanned at the highest magnification cannot give tiles of it: that is an error, 
 
 ### Tiles from images
 
-The variant `-WSI` has no slides: it takes the annotated images themselves, 1000 x 1000 px at 40x, and shrinks them. `sample_tiles` does that for any list of `Sample`s whose resolution is known.
+The variant `-WSI` has no slides: it takes the annotated images themselves, 1000 x 1000 px at 40x, and shrinks them. `sample_tiles` does that for any list of `Sample`s whose resolution is known. An image that was scanned at 20x gives tiles of 20x and 10x only.
 
 ### Batches that are balanced
 
@@ -38,30 +38,95 @@ as float in [0,1] and are brought to ImageNet's mean and deviation inside.
 ## Training
 
 The method is a fastai callback. `AttentionLosses` takes the attention out of the model's answer, so that the usual loss and metrics see scores only, then adds the two losses
-with their weights; their values are kept for the table. Each batch draws one of the six views.
+with their weights. What each of them was, and the share of magnifications named right, is kept batch by batch. Each batch draws one of the six views.
 
 The paper selects the epoch by the Dice coefficient between attention and truth on the validation images. `AttentionDice` is that, as a metric; it also keeps the attention of the first image after every epoch, so
 that one can see it change. This is where labels come in: *the method is not free of labels from end to end*, since annotated images choose the epoch (and, later on, four numbers of the post-processing).
+
+`attention_learner` puts it together. With a `folder`, a training that was killed goes on, and the best epoch is kept.
+
+`attention_model` makes the network that `load_model` fills with saved weights, and does not ask for ImageNet's.
+
+## Post-processing
+
+A map is not yet a count. `watershed_instances` cuts it into nuclei: two openings and closings, distance transform, Gaussian, maxima, watershed (its own notebook builds it step by step). `attention_predict` does all of it, for an
+image or for the part of a slide that fits into memory.
+
+- **Where F begins** (`warm`). There are two valleys, nuclei and gaps. The random start of F decides into which it rolls, and a G that knows nothing yet pushes it about at random. `warm_up` sets both right before the scale task begins. For `warm` batches F
+learns to copy the amount of haematoxylin in a pixel, unmixed by colour, smoothed and standardised; then F rests, and for as many batches G learns to name the magnification from what F shows. No nucleus has to be outlined for that.
+(The authors start G from ImageNet weights, which may calm the beginning in much the same way.)
+
+### The same on real tissue
+
+Does this hold outside the phantom? `attention_run` trains one system on the 19 training images of MoNuSeg, chooses epoch and post-processing on the 11 validation images, as the paper did, and writes its scores into `results/`: on those 11 (which flatter, since the choice was made on them),
+and on images that had no part in anything.
+
+`measure` treats all methods alike: choose the post-processing on the first set, measure on all, write.
+
+A training is long, so `is_done` asks the ledger first.
+
+## An extension: say what is known of the stain
+
+The scale task leaves to chance what every student of histology knows: haematoxylin stains nuclei. What follows is *ours*, not the paper's, and it stays beside the paper's method, not in its place. It needs no outlined nucleus either:
+
+1. a *prior* from the stain: a pixel is rather nucleus where it holds more haematoxylin than the halfway point between its neighbourhood and the threshold of the image;
+2. the *scale attention* has a vote, too: where it looks, the prior is raised, elsewhere lowered;
+3. *what is not clear is not taught*, and the lines between touching objects are taught as background;
+4. a fresh network learns these labels under strong stain jitter, so that it cannot lean on absolute darkness, and then teaches the next one with its own confident map, averaged over views (*self-training*).
+
+#### The network, and what it is taught
+
+`NucleusNet` is the attention network with a plain sigmoid. `LabelledTiles` draws crops as `ScaleTiles` does, and the labels with them.
+
+#### A teacher's vote
+
+`guided_margin` is the prior with the vote of a teacher: any function from an image to a map in [0,1], such as the attention of the scale task.
+
+#### Rounds
+
+`stain_guided_fit` runs the rounds. Each starts from a fresh network: what the first has learnt reaches the second through its confident pixels only. The cut between nucleus and background of a map is placed so that as many pixels lie above it
+as the prior calls nucleus; without that, every round calls a little less nucleus than the one before. With a `folder` every finished round is kept, and a run that was killed goes on with the next.
+Images that were scanned at less than the largest magnification are left out, because the prior's lengths are those of 40x.
+
+### Everything on one page
+
+`scores_table` collects what is in the ledger for one part of the data: mean and bootstrap interval over the images.
+
+### Nuclei of your own images
+
+`nuclei_model` is the extension's network, trained on the 19 images of MoNuSeg and small enough to ship with the package. It is a function from an image to its nuclei, of any resolution, and what `histolab-nb segment IMAGE` uses. Its weights come from data
+under CC BY-NC-SA 4.0: for teaching and research, not for products, and never for diagnosis.
 
 Docs: https://histolab-nb.github.io/histolab_nb/papers/scale_attention.html.md"""
 
 # AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/papers/20_scale_attention.ipynb.
 
 # %% auto #0
-__all__ = ['variants', 'View', 'views', 'fills', 'AttentionRecipe', 'variant', 'slide_tiles', 'shrink', 'normalised',
-           'sample_tiles', 'phantom_nuclei', 'ScaleTiles', 'attention_dls', 'DilatedBlock', 'AttentionNet',
-           'receptive_field', 'SparseSigmoid', 'attend', 'scale_network', 'ScaleAttention', 'smoothness',
-           'equivariance', 'AttentionLosses', 'AttentionDice', 'attention_map', 'attention_learner']
+__all__ = ['variants', 'mends', 'View', 'views', 'fills', 'Nuclei', 'baselines', 'small_grid', 'classical', 'AttentionRecipe',
+           'variant', 'slide_tiles', 'shrink', 'normalised', 'sample_tiles', 'phantom_nuclei', 'ScaleTiles',
+           'attention_dls', 'DilatedBlock', 'AttentionNet', 'receptive_field', 'SparseSigmoid', 'attend',
+           'scale_network', 'ScaleAttention', 'smoothness', 'equivariance', 'AttentionLosses', 'AttentionDice',
+           'attention_map', 'attention_learner', 'attention_fit', 'attention_model', 'attention_watershed',
+           'attention_predict', 'slide_box', 'chance_nuclei', 'all_nucleus', 'attention_evaluate', 'compare_methods',
+           'attention_auc', 'haematoxylin', 'warm_up', 'phantom_auc', 'middle', 'save_scores', 'measure', 'is_done',
+           'attention_run', 'StainGuidedRecipe', 'stain_prior', 'prior_nuclei', 'soft_labels', 'NucleusNet',
+           'LabelledTiles', 'taught_loss', 'guided_map', 'guided_predict', 'guided_margin', 'guided_round',
+           'stain_guided_fit', 'classical_map', 'scores_table', 'nuclei_model']
 
-# %% ../nbs/papers/20_scale_attention.ipynb #877eb85a
+# %% ../nbs/papers/20_scale_attention.ipynb #c5a7dd62
 from collections import namedtuple
 from dataclasses import dataclass, replace
-import numpy as np, pandas as pd, timm, torch
+from itertools import chain
+import itertools, logging, time, histolab_nb, numpy as np, pandas as pd, timm, torch
 from fastai.basics import *
+from PIL import Image
+from fastai.callback.schedule import *
 from fastai.metrics import accuracy as batch_accuracy
 from scipy import ndimage as ndi
-from skimage.measure import regionprops_table
-from tqdm.auto import tqdm
+from scipy.stats import rankdata
+from skimage.color import rgb2hed
+from skimage.filters import threshold_otsu
+from . import ledger
 from .core import *
 from .slides import *
 from .stain import *
@@ -73,7 +138,7 @@ from .augment import *
 from .postprocess import *
 from .training import *
 
-# %% ../nbs/papers/20_scale_attention.ipynb #74fa3fc0
+# %% ../nbs/papers/20_scale_attention.ipynb #e6303c92
 @dataclass
 class AttentionRecipe(Recipe):
     "Every number of the attention paper; a star marks what it leaves open, 'code' what only its code tells"
@@ -94,6 +159,8 @@ class AttentionRecipe(Recipe):
     fill:str = 'mean' # what stands where nobody looks: 'mean' grey (code), 'black' or 'white' *
     scale_net:str = 'resnet34' # the scale network G, a name of timm's (Sec. 3)
     pretrained:bool = True # start G from ImageNet weights (code)
+    warm:int = 0 # batches in which F, then as many in which G learns alone before both do; the paper has none (ours)
+    warm_lr:float = 5e-3 # rate of F meanwhile (ours)
     smooth:float = 1. # weight of the smoothness loss, Eq. 3; 0 is -smooth
     equiv:float = 1. # weight of the equivariance loss, Eq. 4; 0 is -equiv
     symmetric:bool = False # does Eq. 4 teach both sides? (code: one)
@@ -112,21 +179,23 @@ class AttentionRecipe(Recipe):
     seed:int = 42 # of everything random
     side:int = 8192 # side of the phantom slide, px at 40x
 
-# %% ../nbs/papers/20_scale_attention.ipynb #4d533997
+# %% ../nbs/papers/20_scale_attention.ipynb #c8775b7b
 AttentionRecipe._scales = dict(
-    tiny=dict(crop=96, width=8, scale_net='resnet10t', pretrained=False, lr=2e-3, batch_size=24, batches=20, epochs=5, views=1, side=3072),
-    small=dict(crop=112, width=16, scale_net='resnet18', source='images', lr=1e-3, batch_size=24, batches=50, epochs=12))
+    tiny=dict(crop=80, width=8, scale_net='resnet10t', pretrained=False, lr=2e-3, batch_size=18, batches=16, epochs=4, views=1, side=3072),
+    small=dict(crop=96, width=16, scale_net='resnet18', source='images', lr=1e-3, warm_lr=2e-3, batch_size=24, batches=24, epochs=10))
 
-# %% ../nbs/papers/20_scale_attention.ipynb #08847dff
+# %% ../nbs/papers/20_scale_attention.ipynb #2e8c09bb
 variants = {'proposed':{}, '-smooth':dict(smooth=0.), '-equiv':dict(equiv=0.), '-sparse':dict(sparse=False), '-WSI':dict(source='images')}
+mends = {'white 80':dict(fill='white', eta=80.), 'warm':dict(warm=60), 'warm white 80':dict(warm=60, fill='white', eta=80.)}
 
 def variant(
-    name:str, # a key of `variants`
+    name:str, # a key of `variants` or `mends`
     recipe, # `AttentionRecipe`
 )->AttentionRecipe:
-    "The recipe of one of the paper's systems (Sec. 3.3)"
-    if name not in variants: raise DataError(f'there is no variant {name!r}', fix=f'Choose one of {", ".join(variants)}')
-    return replace(recipe, **variants[name])
+    "The recipe of one of the paper's systems (Sec. 3.3), or of ours"
+    known = variants | mends
+    if name not in known: raise DataError(f'there is no variant {name!r}', fix=f'Choose one of {", ".join(known)}')
+    return replace(recipe, **known[name])
 
 # %% ../nbs/papers/20_scale_attention.ipynb #45a1a8c8
 def _tile_array(slide, magnification, recipe, normaliser):
@@ -153,7 +222,7 @@ def slide_tiles(
             res[m].append(np.load(path, mmap_mode='r'))
     return res
 
-# %% ../nbs/papers/20_scale_attention.ipynb #734f4af0
+# %% ../nbs/papers/20_scale_attention.ipynb #77bb1ba2
 def shrink(
     image, # uint8 (H,W,3)
     k:int, # factor
@@ -171,18 +240,19 @@ def normalised(
     return Reinhard(target).fit(image).transform(image) if recipe.normalise else image
 
 def sample_tiles(
-    samples, # list of `Sample`
+    samples, # list of `Sample` with known resolution
     recipe, # `AttentionRecipe`
     target=None, # see `slide_tiles`
 )->dict: # magnification: list of uint8 (1,H,W,3), one an image
-    "The images themselves at every magnification of the recipe, for the variant `-WSI`"
-    top,res = max(recipe.magnifications),{m:[] for m in recipe.magnifications}
+    "The images themselves at every magnification they hold, for the variant `-WSI`"
+    res = {m:[] for m in recipe.magnifications}
     for s in samples:
-        if s.mpp is None or not 0.8<s.mpp*top/10<1.25: raise DataError(f'this image has {s.mpp} um/px, and {top}x has {10/top:g}', s.name, 'Choose magnifications the image has')
-        img = normalised(s.image, recipe, target)
-        if min(img.shape[:2])*min(res)//top<recipe.crop:
-            raise DataError(f'this image of {img.shape[1]} x {img.shape[0]} px holds no crop of {recipe.crop} px at {min(res)}x', s.name, 'Choose a smaller crop')
-        for m in res: res[m].append(shrink(img, round(top/m))[None])
+        if s.mpp is None: raise DataError('the resolution of this image is not known', s.name, 'Give it to the reader, as in image_folder(..., mpp=0.25)')
+        img,own = normalised(s.image, recipe, target),10/s.mpp
+        for m in res:
+            if m>own*1.25: continue
+            res[m].append(shrink(img, round(own/m))[None])
+            if min(res[m][-1].shape[1:3])<recipe.crop: raise DataError(f'at {m}x this image is too small for a crop of {recipe.crop} px', s.name, 'Choose a smaller crop')
     return res
 
 # %% ../nbs/papers/20_scale_attention.ipynb #3c33fe45
@@ -265,7 +335,7 @@ class DilatedBlock(nn.Module):
 
     def forward(self, x): return F.relu(x+self.body(x))
 
-# %% ../nbs/papers/20_scale_attention.ipynb #fb3a07e1
+# %% ../nbs/papers/20_scale_attention.ipynb #740fd3b7
 def _imagenet(): return (torch.tensor(o)[:,None,None] for o in (timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD))
 
 class AttentionNet(nn.Module):
@@ -279,7 +349,7 @@ class AttentionNet(nn.Module):
         self.net = nn.Sequential(*start, *[DilatedBlock(width, d) for d in dilations], nn.Conv2d(width, 1, 1))
         for name,o in zip(('mean','std'), _imagenet()): self.register_buffer(name, o)
 
-    def forward(self, x): return self.net((x-self.mean)/self.std) # float (B,3,H,W) in [0,1] to (B,1,H,W)
+    def forward(self, x): return self.net(((x-self.mean)/self.std).contiguous(memory_format=torch.channels_last)) # float (B,3,H,W) in [0,1] to (B,1,H,W)
 
 # %% ../nbs/papers/20_scale_attention.ipynb #7e662347
 def receptive_field(
@@ -338,7 +408,7 @@ def attend(
     if fill not in fills: raise DataError(f'there is no fill {fill!r}', fix=f'Choose one of {", ".join(fills)}')
     return A*x+(1-A)*x.new_tensor(fills[fill])[:,None,None]
 
-# %% ../nbs/papers/20_scale_attention.ipynb #cf00ebdf
+# %% ../nbs/papers/20_scale_attention.ipynb #0e459e91
 def scale_network(
     recipe, # `AttentionRecipe`
 )->tuple: # (module from float (B,3,H,W) to scores (B,M), 'imagenet' or 'random')
@@ -346,11 +416,12 @@ def scale_network(
     make = partial(timm.create_model, recipe.scale_net, num_classes=len(recipe.magnifications))
     if recipe.scale_net not in timm.list_models(): raise DataError(f'timm has no network {recipe.scale_net!r}', fix='timm.list_models() names them')
     if not recipe.pretrained: return make(),'random'
+    logging.getLogger('huggingface_hub').setLevel(logging.ERROR) # it would report every attempt
     try: return make(pretrained=True),'imagenet'
     except Exception as e: print(f'no weights for {recipe.scale_net} ({type(e).__name__}): it starts at random')
     return make(),'random'
 
-# %% ../nbs/papers/20_scale_attention.ipynb #c8b24478
+# %% ../nbs/papers/20_scale_attention.ipynb #8f058c87
 class ScaleAttention(nn.Module):
     "Attention network, sparse sigmoid and scale network in one (Fig. 1)"
     def __init__(self,
@@ -364,10 +435,12 @@ class ScaleAttention(nn.Module):
 
     def attention(self, x, running=False): return self.gate(self.look(x), running) # float (B,3,H,W) in [0,1] to (B,1,H,W)
 
+    def classify(self, x, A): return self.scale((attend(x, A, self.recipe.fill)-self.mean)/self.std) # scores (B,M)
+
     def forward(self, x):
         "Scores of the magnifications (B,M), and the attention (B,1,H,W)"
         A = self.attention(x)
-        return self.scale((attend(x, A, self.recipe.fill)-self.mean)/self.std),A
+        return self.classify(x, A),A
 
 # %% ../nbs/papers/20_scale_attention.ipynb #61f0c8cd
 def smoothness(
@@ -389,7 +462,7 @@ def equivariance(
     with torch.no_grad(): B = view.back(model.attention(view.to(x), running=True))
     return F.mse_loss(A, B)
 
-# %% ../nbs/papers/20_scale_attention.ipynb #7bcd166f
+# %% ../nbs/papers/20_scale_attention.ipynb #c8ceb5f8
 class AttentionLosses(Callback):
     "Adds the smoothness and the equivariance loss to the scale loss (Eq. 5)"
     order,run_valid = -5,True
@@ -398,12 +471,13 @@ class AttentionLosses(Callback):
     ):
         self.r = recipe
 
-    def before_train(self): self.parts = dict(smooth=[], equiv=[])
+    def before_fit(self): self.parts = dict(accuracy=[], smooth=[], equiv=[])
 
     def after_pred(self): self.learn.pred,self.A = self.pred
 
     def after_loss(self):
         if not self.training: return
+        self.parts['accuracy'].append((self.pred.argmax(1)==self.y).float().mean())
         view = views[int(torch.randint(len(views), (1,)))]
         terms = dict(smooth=lambda: smoothness(self.A), equiv=lambda: equivariance(self.model, self.x, self.A, view, self.r.symmetric))
         for name,term in terms.items():
@@ -476,3 +550,449 @@ def attention_learner(
     if folder and watch: cbs.append(SaveBest(Path(folder)/'best.safetensors', monitor=watch[0].name, comp=np.greater, recipe=r))
     opt = partial(Adam, mom=r.beta1, decouple_wd=False)
     return Learner(dls, ScaleAttention(r), loss_func=CrossEntropyLossFlat(), opt_func=opt, lr=r.lr, wd=r.wd, metrics=[batch_accuracy, *watch], cbs=cbs)
+
+# %% ../nbs/papers/20_scale_attention.ipynb #1a8a0447
+def attention_fit(
+    learn, # of `attention_learner`
+    recipe, # `AttentionRecipe`
+)->Learner: # the same
+    "Train as the recipe says; the rate is constant (Sec. 4.2)"
+    if recipe.warm: warm_up(learn, recipe)
+    learn.fit(recipe.epochs)
+    return learn
+
+# %% ../nbs/papers/20_scale_attention.ipynb #9722f360
+def attention_model(
+    recipe, # `AttentionRecipe`
+)->ScaleAttention:
+    "The network of a recipe, not yet trained; what `load_model` fills"
+    return ScaleAttention(replace(recipe, pretrained=False))
+
+# %% ../nbs/papers/20_scale_attention.ipynb #d051b5e8
+Nuclei = namedtuple('Nuclei', 'prob instances') # float (H,W) in [0,1]; int32 (H,W), 0 is background
+
+def attention_watershed(
+    recipe, # `AttentionRecipe`
+)->Watershed:
+    "The recipe's post-processing (Sec. 3.4)"
+    r = recipe
+    return Watershed(r.threshold, r.coarse, r.fine, r.sigma, r.peak)
+
+def attention_predict(
+    model, # `ScaleAttention`, or a Learner of one
+    source, # uint8 (H,W,3) at the largest magnification, or a `Slide`
+    recipe, # `AttentionRecipe`
+    watershed=None, # `Watershed`; the recipe's if none
+    box=None, # x, y, w, h: part of a slide, level-0 px; all of it if none
+)->Nuclei:
+    "The nuclei of an image, or of a part of a slide"
+    if isinstance(source, Slide): source = slide_box(source, box, max(recipe.magnifications))
+    prob = attention_map(getattr(model, 'model', model), source, recipe)
+    return Nuclei(prob, watershed_instances(prob, watershed or attention_watershed(recipe)))
+
+# %% ../nbs/papers/20_scale_attention.ipynb #4ac38f8e
+def slide_box(
+    slide, # `Slide`
+    box, # x, y, w, h in level-0 px; the whole slide if none
+    magnification, # wanted
+    limit:int=100_000_000, # largest number of pixels
+)->np.ndarray: # uint8 (H,W,3)
+    "A part of a slide at a magnification; `DataError` if that is too much"
+    x,y,w,h = box or (0, 0, *slide.dims)
+    sx,sy = slide.scale(magnification=magnification)
+    w,h = int(w/sx),int(h/sy)
+    if w*h>limit: raise DataError(f'{w} x {h} px at {magnification}x are too many at once', slide.path, 'Pass a box, or use segment_image, which goes through a slide window by window')
+    return slide.read(x, y, w, h, magnification=magnification)
+
+# %% ../nbs/papers/20_scale_attention.ipynb #60aadbc0
+def chance_nuclei(
+    image, # uint8 (H,W,3), only its size counts
+    share:float=0.2, # part of the image that is called nucleus
+    size:float=6., # of the blobs, px
+    seed:int=0, # same seed, same blobs
+)->np.ndarray: # int32 (H,W)
+    "Blobs anywhere: a method that has not looked"
+    noise = ndi.gaussian_filter(np.random.default_rng(seed).standard_normal(image.shape[:2]), size)
+    return watershed_instances(noise>np.quantile(noise, 1-share))
+
+def all_nucleus(
+    image, # uint8 (H,W,3), only its size counts
+)->np.ndarray: # int32 (H,W)
+    "The whole image as one nucleus"
+    return np.ones(image.shape[:2], np.int32)
+
+baselines = {'chance':chance_nuclei, 'all nucleus':all_nucleus, 'Otsu on grey':otsu_grey, 'Otsu on haematoxylin':otsu_haematoxylin}
+
+# %% ../nbs/papers/20_scale_attention.ipynb #bd1ed2f6
+def attention_evaluate(
+    predict, # function from uint8 (H,W,3) to an instance map (H,W), or a `ScaleAttention` or a Learner of one
+    samples, # list of `Sample`
+    recipe=None, # `AttentionRecipe`, for a model
+    distances:bool=True, # also the scores with distances? They take longer
+    watershed=None, # `Watershed`, for a model; the recipe's if none
+)->pd.DataFrame: # a row per image
+    "All scores of a method on samples"
+    model = getattr(predict, 'model', predict)
+    if hasattr(model, 'attention'): predict = lambda img: attention_predict(model, img, recipe, watershed).instances
+    return instance_table((s.instances for s in samples), (predict(s.image) for s in samples), [s.name for s in samples], distances)
+
+def compare_methods(
+    methods, # dict of functions or of tables of `attention_evaluate`
+    samples, # list of `Sample`
+    scores=('aji','dice','pq','ahd','ahd_symmetric'), # columns wanted
+)->pd.DataFrame: # a row per method: mean of each score
+    "Several methods side by side"
+    tables = {k:m if isinstance(m, pd.DataFrame) else attention_evaluate(m, samples) for k,m in methods.items()}
+    return pd.DataFrame({k:t[list(scores)].mean() for k,t in tables.items()}).T
+
+# %% ../nbs/papers/20_scale_attention.ipynb #df2e203e
+def attention_auc(
+    confidence, # float (H,W), any range
+    truth, # bool or int (H,W), what should be found
+)->float: # in [0,1]; 0.5 is chance, below it the map is a mirror image
+    "Chance that a pixel of a nucleus has a higher confidence than one that is none"
+    score,t = np.asarray(confidence).ravel(),np.asarray(truth).ravel()>0
+    n = t.sum()
+    if not 0<n<t.size: raise DataError('the truth is all nucleus or none')
+    return float((rankdata(score)[t].sum()-n*(n+1)/2)/(n*(t.size-n)))
+
+# %% ../nbs/papers/20_scale_attention.ipynb #c547f347
+def haematoxylin(
+    x, # float (B,3,H,W) in [0,1]
+    smooth:int=5, # side of the square that is averaged, px
+): # float (B,1,H,W), mean 0 and deviation 1 in each image
+    "Amount of haematoxylin in each pixel, smoothed and standardised"
+    inv = x.new_tensor(np.linalg.pinv(HE_MATRIX)[:,0])
+    h = torch.einsum('bchw,c->bhw', -x.clamp_min(1/255).log(), inv)[:,None]
+    h = F.avg_pool2d(h, smooth, 1, smooth//2, count_include_pad=False)
+    return (h-h.mean((2,3), keepdim=True))/h.std((2,3), keepdim=True).clamp_min(1e-3)
+
+# %% ../nbs/papers/20_scale_attention.ipynb #499e0f3d
+def warm_up(
+    learn, # of `attention_learner`
+    recipe, # `AttentionRecipe`
+):
+    "For `warm` batches F learns the haematoxylin, for as many G learns the scale from what F shows (ours)"
+    m,r = learn.model.to(learn.dls.device).train(),recipe
+    def teach(part, loss, lr):
+        opt,seen = torch.optim.Adam(part.parameters(), lr),(b for _ in range(r.warm) for b in learn.dls.train)
+        for x,y in itertools.islice(seen, r.warm):
+            loss(as_batch(x), y).backward()
+            opt.step()
+            opt.zero_grad()
+    def scale_loss(x, y):
+        with torch.no_grad(): A = m.attention(x)
+        return F.cross_entropy(m.classify(x, A), y)
+    teach(m.look, lambda x, y: F.mse_loss(m.look(x), haematoxylin(x)), r.warm_lr)
+    teach(m.scale, scale_loss, r.lr)
+
+# %% ../nbs/papers/20_scale_attention.ipynb #36308ac1
+def phantom_auc(
+    name:str, # key of `variants` or `mends`
+    seed:int, # of training
+    tiles, # of `slide_tiles`
+    samples, # list of `Sample`
+)->float: # in [0,1]
+    "AUC of the attention after a `tiny` training, kept in the ledger"
+    done = ledger.results('scale_attention')
+    done = done[(done.system==name)&(done.dataset=='phantom')&(done.metric=='auc')&(done.seed==seed)]
+    if len(done): return done.value.iloc[-1]
+    r = variant(name, AttentionRecipe.at('tiny', seed=seed))
+    learn = attention_learner(attention_dls(tiles, r), r)
+    with quiet(learn): attention_fit(learn, r)
+    looked = [learn.model.eval().look(as_batch(s.image[None], learn.dls.device)).detach().cpu()[0,0] for s in samples]
+    auc = [attention_auc(a, s.instances) for a,s in zip(looked, samples)]
+    ledger.save_result('scale_attention', name, 'phantom', 'test', 'auc', np.mean(auc), auc, 'tiny', seed, str(learn.dls.device), recipe=r.to_dict())
+    return np.mean(auc)
+
+# %% ../nbs/papers/20_scale_attention.ipynb #6c0e5893
+def middle(
+    sample, # `Sample`
+    side:int=500, # px
+)->Sample:
+    "The central square of a sample"
+    h,w = sample.shape
+    y,x = max((h-side)//2, 0),max((w-side)//2, 0)
+    cut = lambda a: a[y:y+side,x:x+side]
+    made = dict(load_image=lambda: cut(sample.image), load_instances=lambda _: cut(sample.instances), size=(min(h,side), min(w,side)))
+    return replace(sample, load_classes=None, empty=True, **made)
+
+def save_scores(
+    table, # of `attention_evaluate`
+    system:str, # its name
+    dataset:str, # name of the data set
+    split:str, # part of it
+    recipe, # its recipe
+    **more, # for `ledger.save_result`
+):
+    "One result for each of the paper's scores and for PQ and the symmetric distance"
+    for name in ('aji', 'ahd', 'dice', 'pq', 'ahd_symmetric'):
+        ok = table[name].dropna()
+        ledger.save_result('scale_attention', system, dataset, split, 'adc' if name=='dice' else name, ok.mean(), ok.round(4).to_dict(), seed=recipe.seed,
+            recipe=recipe.to_dict(), images=len(ok), **more)
+
+# %% ../nbs/papers/20_scale_attention.ipynb #604a5a72
+small_grid = dict(threshold=(0.3,0.5), coarse=(1,2), sigma=(1.,2.), peak=(5,7,9)) # what is tried on validation images
+
+def measure(
+    system, # name of the system, for the ledger
+    look, # function from uint8 (H,W,3) to a map (H,W) in [0,1]
+    recipe, # its recipe
+    sets, # dict of (data set, split): list of `Sample`; the post-processing is chosen on the first
+    scale:str='small', # for the ledger
+    params=None, # `Watershed` to begin with; the recipe's if none
+    **more, # kept with the results
+)->Watershed: # the one chosen
+    "Choose the post-processing on the first set, measure on all, write into the ledger"
+    params,start = params or attention_watershed(recipe),time.time()
+    for n,((data,split),samples) in enumerate(sets.items()):
+        probs,truths = [look(s.image) for s in samples],[s.instances for s in samples]
+        if n==0: params,_ = tune_watershed(probs, truths, small_grid, params=params)
+        auc = np.mean([attention_auc(p[::4,::4], t[::4,::4]) for p,t in zip(probs, truths)])
+        table = instance_table(truths, (watershed_instances(p, params) for p in probs), [s.name for s in samples], True)
+        save_scores(table, system, data, split, recipe, scale=scale, auc=auc, watershed=params.to_dict(), seconds=time.time()-start, **more)
+    return params
+
+# %% ../nbs/papers/20_scale_attention.ipynb #8ce6d380
+def is_done(
+    system, # name of the system
+    scale:str='small', # scale of the run
+    seed:int=42, # its seed
+)->bool:
+    "Is the system in the ledger already?"
+    done = ledger.results('scale_attention')
+    return bool(((done.system==system)&(done.scale==scale)&(done.seed==seed)).any())
+
+def attention_run(
+    system:str, # name of the system, for the ledger
+    recipe, # `AttentionRecipe`
+    train, # list of `Sample`
+    sets, # dict of (data set, split): list of `Sample`; the first chooses the epoch and the post-processing
+    folder, # where checkpoints, weights and the maps of each epoch are kept
+    scale:str='small', # for the ledger
+)->Learner:
+    "Train one system, choose on validation images, measure, write into the ledger"
+    folder = out_folder(Path(folder)/system.replace(' ', '_'))
+    valid = L(next(iter(sets.values()))).map(middle)
+    learn = attention_learner(attention_dls(sample_tiles(train, recipe), recipe), recipe, valid, folder)
+    with quiet(learn): attention_fit(learn, recipe)
+    np.savez_compressed(folder/'maps.npz', *learn.metrics[1].maps)
+    measure(system, lambda img: attention_map(learn.model, img, recipe), recipe, sets, scale, device=str(learn.dls.device), started=learn.model.started,
+        epochs=history(learn).round(4).to_dict('list'))
+    return learn
+
+# %% ../nbs/papers/20_scale_attention.ipynb #35f3208a
+@dataclass
+class StainGuidedRecipe(AttentionRecipe):
+    "Numbers of our extension; those it shares with the paper keep their names"
+    normalise:bool = False # the strong jitter takes its place, and a window of a slide needs no statistics of its own
+    look_at:int = 20 # magnification the network works at; its map is enlarged to 40x
+    crop:int = 96 # side of the random crop at that magnification, px
+    stain_jitter:float = 0.4 # haematoxylin and eosin times 1-x .. 1+x
+    stain_shift:float = 0.05 # and -x .. x is added
+    smoothing:float = 1.5 # Gaussian on the haematoxylin, px at 40x
+    neighbourhood:float = 20. # Gaussian that is the neighbourhood, px at 40x
+    vote:float = 0.5 # what the scale attention adds to the prior where it is 1, and takes where it is 0, deviations
+    holes:int = 150 # smaller holes in a nucleus are filled, px at 40x
+    least:int = 40 # smaller objects are no nuclei, px at 40x
+    unsure:float = 0.3 # half width of the band that is not taught, deviations of the prior
+    unsure_map:float = 0.2 # the same for maps in [0,1], in self-training
+    rounds:int = 2 # trainings; the first on the prior, the others on the map of the one before
+    lr:float = 3e-3 # the rate rises and falls once in a round
+    batch_size:int = 24 # tiles a batch
+    epochs:int = 20 # of each round
+    views:int = 4 # averaged in prediction
+
+StainGuidedRecipe._scales = dict(tiny=dict(crop=64, width=8, batches=20, epochs=2, views=1), small=dict(width=16, batches=60, epochs=5))
+
+# %% ../nbs/papers/20_scale_attention.ipynb #59cde696
+def stain_prior(
+    image, # uint8 (H,W,3) at 40x
+    recipe, # `StainGuidedRecipe`
+)->np.ndarray: # float32 (H,W), in deviations; positive is rather nucleus
+    "How much more haematoxylin than halfway between the neighbourhood and Otsu's threshold"
+    h = ndi.gaussian_filter(rgb2hed(image)[...,0], recipe.smoothing)
+    if np.ptp(h)<1e-6: return np.full(h.shape, -1, np.float32)
+    margin = h-(threshold_otsu(h)+ndi.gaussian_filter(h, recipe.neighbourhood))/2
+    return (margin/margin.std()).astype(np.float32)
+
+def prior_nuclei(
+    image, # uint8 (H,W,3) at 40x
+    recipe=None, # `StainGuidedRecipe`
+)->np.ndarray: # int32 (H,W)
+    "The nuclei of the prior alone: a classical method"
+    r = recipe or StainGuidedRecipe()
+    return watershed_instances(fill_small(stain_prior(image, r)>0, r.holes), min_size=r.least)
+
+# %% ../nbs/papers/20_scale_attention.ipynb #bb6ac810
+def soft_labels(
+    margin, # float (H,W), positive is rather nucleus
+    unsure:float, # half width of the band that is not taught
+    recipe, # `StainGuidedRecipe`
+)->np.ndarray: # uint8 (H,W): 0 background, 1 nucleus, 255 not taught
+    "Labels from a map, without what is not clear; lines between touching objects are background"
+    objects = watershed_instances(fill_small(margin>0, recipe.holes), min_size=recipe.least)
+    res = np.full(margin.shape, 255, np.uint8)
+    res[margin<-unsure] = 0
+    res[(objects>0)&((margin>unsure)|(margin<=0))] = 1
+    other = np.where(objects>0, objects, objects.max()+1)
+    res[(objects>0)&(ndi.minimum_filter(other, 3)!=ndi.maximum_filter(objects, 3))] = 0
+    return res
+
+# %% ../nbs/papers/20_scale_attention.ipynb #5e7ea093
+class NucleusNet(AttentionNet):
+    "The attention network as a segmentation network"
+    def __init__(self,
+        recipe, # `StainGuidedRecipe`
+    ):
+        super().__init__(recipe.width, recipe.dilations)
+
+    def attention(self, x): return self(x).sigmoid() # float (B,3,H,W) in [0,1] to (B,1,H,W)
+
+class LabelledTiles(ScaleTiles):
+    "Random crops with their labels, which travel as a fourth channel"
+    def __init__(self,
+        images:list, # uint8 (H,W,3)
+        labels:list, # uint8 (H,W), one an image
+        recipe, # `StainGuidedRecipe`
+        n:int, # items an epoch
+    ):
+        super().__init__({recipe.look_at:[np.dstack([i, l])[None] for i,l in zip(images, labels, strict=True)]}, recipe, n)
+
+    def __getitem__(self, i):
+        "A crop uint8 (3,S,S) and its labels uint8 (S,S)"
+        t,_ = super().__getitem__(i)
+        return t[:3],t[3]
+
+# %% ../nbs/papers/20_scale_attention.ipynb #57cca00c
+def taught_loss(
+    a, # confidence, float (B,1,H,W)
+    labels, # (B,H,W): 0, 1, or 255 for not taught
+): # float ()
+    "Binary cross-entropy where something is taught"
+    known = (labels!=255).float()
+    bce = F.binary_cross_entropy_with_logits(a[:,0].float(), (labels==1).float(), reduction='none')
+    return (bce*known).sum()/known.sum().clamp(min=1)
+
+# %% ../nbs/papers/20_scale_attention.ipynb #72209068
+def guided_map(
+    model, # `NucleusNet`
+    image, # uint8 (H,W,3) at the largest magnification
+    recipe, # `StainGuidedRecipe`
+)->np.ndarray: # float32 (H,W) in [0,1]
+    "The map of the network, found at the recipe's magnification, enlarged, small holes filled"
+    k,(h,w) = round(max(recipe.magnifications)/recipe.look_at),image.shape[:2]
+    img = np.pad(normalised(image, recipe), ((0,-h%k), (0,-w%k), (0,0)), 'edge')
+    A = attention_map(model, shrink(img, k), replace(recipe, normalise=False))
+    A = ndi.zoom(A, k, order=1, grid_mode=True, mode='nearest')[:h,:w].clip(0, 1)
+    mask = A>recipe.threshold
+    return np.where(fill_small(mask, recipe.holes)&~mask, 1, A).astype(np.float32)
+
+def guided_predict(
+    model, # `NucleusNet`
+    image, # uint8 (H,W,3) at the largest magnification
+    recipe, # `StainGuidedRecipe`
+    watershed=None, # `Watershed`; the recipe's, without objects too small for a nucleus, if none
+)->Nuclei:
+    "The nuclei of an image"
+    prob = guided_map(model, image, recipe)
+    return Nuclei(prob, watershed_instances(prob, watershed or replace(attention_watershed(recipe), min_size=recipe.least)))
+
+# %% ../nbs/papers/20_scale_attention.ipynb #404cf69b
+def guided_margin(
+    image, # uint8 (H,W,3) at 40x
+    recipe, # `StainGuidedRecipe`
+    teacher=None, # function from the image to a map in [0,1], such as the attention of the scale task
+)->np.ndarray: # float32 (H,W), positive is rather nucleus
+    "The prior, with the teacher's vote"
+    m = stain_prior(image, recipe)
+    return m if teacher is None else m+recipe.vote*(2*teacher(image)-1)
+
+# %% ../nbs/papers/20_scale_attention.ipynb #36ee766d
+def guided_round(
+    images, # list of uint8 (H,W,3) at the magnification the network works at
+    labels, # list of uint8 (H,W)
+    recipe, # `StainGuidedRecipe`
+    seed:int=0, # added to the recipe's
+    cbs=None, # more callbacks
+)->Learner:
+    "One training on labels of which some are not taught"
+    r,device = recipe,get_device()
+    set_seed(r.seed+seed)
+    loaders = [DataLoader(LabelledTiles(images, labels, r, r.batch_size*n), bs=r.batch_size, device=device) for n in (r.batches, 2)]
+    cbs = [*L(cbs), DeviceAugment(HEJitter(r.stain_jitter, r.stain_shift)), StopOnNaN()]
+    learn = Learner(DataLoaders(*loaders, device=device), NucleusNet(r), taught_loss, opt_func=Adam, lr=r.lr, cbs=cbs)
+    with learn.no_logging(): learn.fit_one_cycle(r.epochs, r.lr)
+    return learn
+
+# %% ../nbs/papers/20_scale_attention.ipynb #3e0d9744
+def stain_guided_fit(
+    samples, # list of `Sample`; their annotation is not looked at
+    recipe, # `StainGuidedRecipe`
+    teacher=None, # see `guided_margin`
+    folder=None, # where finished rounds are kept
+    cbs=None, # function that gives the callbacks of a round
+)->list: # `NucleusNet`, one a round
+    "Prior, training, self-training"
+    r,models,top = recipe,[],max(recipe.magnifications)
+    images = [s.image for s in samples if s.mpp and 10/s.mpp>0.8*top]
+    if not images: raise DataError(f'there is no image of {top}x', fix="The prior's lengths are those of the largest magnification")
+    k,margins,unsure = round(top/r.look_at),[guided_margin(i, r, teacher) for i in images],r.unsure
+    small,share = [shrink(normalised(i, r), k) for i in images],np.mean([(m>0).mean() for m in margins])
+    for n in range(r.rounds):
+        file = folder and out_folder(folder)/f'round_{n}.safetensors'
+        labels = [soft_labels(m, unsure, r)[k//2::k,k//2::k][:s.shape[0],:s.shape[1]] for m,s in zip(margins, small)]
+        done = file and file.exists()
+        model = load_model(file, NucleusNet, StainGuidedRecipe)[0].to(get_device()) if done else guided_round(small, labels, r, n, cbs and cbs()).model
+        if file and not done: save_model(model, file, r)
+        models.append(model)
+        if n<r.rounds-1:
+            maps = [guided_map(model, i, r) for i in images]
+            cut = np.quantile(np.concatenate([m[::4,::4].ravel() for m in maps]), 1-share)
+            margins,unsure = [m-cut for m in maps],r.unsure_map
+    return models
+
+# %% ../nbs/papers/20_scale_attention.ipynb #8868bd87
+def classical_map(
+    foreground, # function from uint8 (H,W,3) to bool (H,W)
+):
+    "A foreground as a map in [0,1], for `measure`"
+    return lambda img: foreground(img).astype(np.float32)
+
+classical = {'Otsu on grey':grey_foreground, 'Otsu on haematoxylin':haematoxylin_foreground,
+    'prior alone':lambda img: fill_small(stain_prior(img, StainGuidedRecipe())>0, StainGuidedRecipe.holes)}
+
+# %% ../nbs/papers/20_scale_attention.ipynb #045b2959
+def scores_table(
+    dataset:str='MoNuSeg', # name of the data set
+    split:str='val', # part of it
+    metrics=('aji','adc','pq','ahd','ahd_symmetric'), # columns wanted
+    scale:str='small', # scale of the runs
+)->pd.DataFrame: # a row per system, sorted by the first metric
+    "Mean and 95 % bootstrap interval of every system in the ledger"
+    df = ledger.results('scale_attention')
+    df = df[(df.dataset==dataset)&(df.split==split)&(df.scale==scale)&df.metric.isin(metrics)]
+    if not len(df): raise DataError(f'nothing was measured on {dataset} {split} at {scale}', fix='Run the slow cells: HISTOLAB_FLAGS=slow histolab-nb run scale_attention --data DIR')
+    show = lambda r: '{:.3f} [{:.3f}, {:.3f}]'.format(*interval(list(r.per_image.values())))
+    df = df.assign(shown=df.apply(show, axis=1)).sort_values('when').drop_duplicates(['system','metric'], keep='last')
+    order = df[df.metric==metrics[0]].sort_values('value', ascending=False).system
+    return df.pivot(index='system', columns='metric', values='shown').loc[order, list(metrics)]
+
+# %% ../nbs/papers/20_scale_attention.ipynb #3ce59541
+def nuclei_model(
+    weights=None, # safetensors file of a `NucleusNet` with its recipe; those of the package if none
+):
+    "A function from uint8 (H,W,3) and its `mpp` to the instance map, int32 (H,W)"
+    file = weights or Path(histolab_nb.__file__).parent/'data'/'nuclei.safetensors'
+    model,r = load_model(file, NucleusNet, StainGuidedRecipe)
+    model.to(get_device())
+    def predict(image, mpp=0.25):
+        if np.ptp(image)<8: return np.zeros(image.shape[:2], np.int32)
+        size = [max(round(n*mpp*max(r.magnifications)/10), 1) for n in image.shape[:2]]
+        same = size==list(image.shape[:2])
+        found = guided_predict(model, image if same else np.asarray(Image.fromarray(image).resize(size[::-1], Image.BILINEAR)), r).instances
+        return found if same else np.asarray(Image.fromarray(found).resize(image.shape[1::-1], Image.NEAREST))
+    return predict
+
+# %% ../nbs/papers/20_scale_attention.ipynb #41fe9bcb
+__all__ = [o for o in globals() if not o.startswith('_')] # all that the notebook uses, for `from histolab_nb.scale_attention import *`
