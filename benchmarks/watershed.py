@@ -74,10 +74,13 @@ if __name__=='__main__':
     print(f'{img.shape[0]} x {img.shape[1]} px, {mask.mean():.0%} nuclei, {n} instances, AJI of this and the usual pipeline {aji(s["instances"], usual(mask)):.4f}')
 
     t = lambda d: in_turn(d, args.rounds)
-    res = dict(cleaning=table('cleaning', t(dict(clean_mask=lambda: clean_mask(mask), scipy_binary=lambda: clean_scipy(mask), isotropic=lambda: clean_isotropic(mask))), 'clean_mask'),
-        peaks=table('peaks in a disk of radius 7', t(dict(peak_local_max=lambda: peaks_skimage(height, clean), maximum_filter=lambda: peaks_footprint(height, clean), find_peaks=lambda: find_peaks(height, clean))), 'peak_local_max'))
-    parts = dict(all=lambda: watershed_instances(mask), usual=lambda: usual(mask), distance=lambda: mask_distance(clean), gaussian=lambda: ndimage.gaussian_filter(s['distance'], 1.),
-        watershed=lambda: watershed(-height, ndimage.label(s['peaks'])[0], mask=clean), foreground=lambda: haematoxylin_foreground(img), nuclei_table=lambda: nuclei_table(s['instances'], img))
+    cleaning = dict(clean_mask=lambda: clean_mask(mask), scipy_binary=lambda: clean_scipy(mask), isotropic=lambda: clean_isotropic(mask))
+    res = dict(cleaning=table('cleaning', t(cleaning), 'clean_mask'))
+    peaks = {k:lambda f=f: f(height, clean) for k,f in dict(peak_local_max=peaks_skimage, maximum_filter=peaks_footprint, find_peaks=find_peaks).items()}
+    res['peaks'] = table('peaks in a disk of radius 7', t(peaks), 'peak_local_max')
+    parts = dict(all=lambda: watershed_instances(mask), usual=lambda: usual(mask), distance=lambda: mask_distance(clean))
+    parts |= dict(gaussian=lambda: ndimage.gaussian_filter(s['distance'], 1.), watershed=lambda: watershed(-height, ndimage.label(s['peaks'])[0], mask=clean))
+    parts |= dict(foreground=lambda: haematoxylin_foreground(img), nuclei_table=lambda: nuclei_table(s['instances'], img))
     res['pipeline'] = table('the whole pipeline and other parts of it', t(parts), 'usual')
     grid = dict(coarse=(1,2), fine=(0,1), sigma=(1.,2.), peak=(5,7,9))
     tune = in_turn(dict(one_by_one=lambda: one_by_one(mask, truth, grid), tune_watershed=lambda: tune_watershed([mask], [truth], grid)), 1)
