@@ -42,7 +42,7 @@ readme: $(READY) ## write README.md from nbs/index.ipynb
 docs: $(VENV)/.docs ## write the pages of the notebooks into _docs
 	@$(BIN)/python tools/docs.py
 
-bench: $(VENV)/.bench ## time this package beside others; ratios go to results/
+bench: $(VENV)/.bench ## time this package beside others; ratios go to results/ (CONTRIBUTING.md lists them)
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
 $(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(READY)
