@@ -1,4 +1,4 @@
-"""The papers from the command line: run one, see what this machine can do, open the notebooks.
+"""The papers from the command line: run one, segment the nuclei of your images, look after data sets, see what this machine can do, open the notebooks.
 
 A notebook is made to be read and changed. Sometimes one only wants its result: on a slide of one's own, in a batch, on a machine without a browser. The command `histolab-nb`
 runs the notebook of a paper from top to bottom, exactly as it stands, and leaves in one folder what a person wants to keep: a report, the numbers, the pictures, and the executed notebook itself.
@@ -511,7 +511,7 @@ def nuclei_line(
     if nuclei.cut: res += f', {nuclei.cut} of them cut at the edge of a window'
     return res + (' (0.25 um/px assumed: an image file does not say its resolution, --mpp does)' if assumed else '')
 
-# %% ../nbs/foundations/13_cli.ipynb #23dff4fb
+# %% ../nbs/foundations/13_cli.ipynb #102f20b4
 @command
 def segment(
     images:list[str], # images and slides
@@ -531,7 +531,7 @@ def segment(
         from histolab_nb.scale_attention import nuclei_model
         model = nuclei_model(weights)
     for p in images:
-        try: res,_,assumed = segment_file(p, out, model, mpp, progress=sys.stderr.isatty())
+        try: res,_,assumed = segment_file(p, out, model, mpp, progress=sys.stderr.isatty(), halo=64 if classical else 100)
         except Exception as e:
             if debug: raise
             print(f'histolab-nb: {e if isinstance(e, DataError) else f"{p}: {type(e).__name__}: {e}"}', file=sys.stderr)

@@ -2,7 +2,7 @@
 import json, os, signal, subprocess, sys, time
 import nbformat.v4 as v4, numpy as np, pandas as pd, pytest, tifffile
 from PIL import Image
-from histolab_nb import cli
+from histolab_nb import cli, inference
 from histolab_nb.core import DataError, read_json
 from histolab_nb.phantom import Phantom
 from histolab_nb.postprocess import otsu_haematoxylin
@@ -244,3 +244,11 @@ def test_segment_starts_from_the_weights_of_the_package(pictures, tmp_path, caps
     monkeypatch.setattr('histolab_nb.scale_attention.nuclei_model', nuclei_model, raising=False)
     assert call(capsys, 'segment', pictures/'good.png', pictures/'alpha.png', '--out', tmp_path, '--mpp', .5, '--weights', 'w.safetensors')[0]==0
     assert asked==['w.safetensors', .5, .5] and len(list(tmp_path.iterdir()))==8
+
+def test_segment_shows_the_network_more_than_the_classical_model(pictures, tmp_path, capsys, clean_env, monkeypatch):
+    "The halo is 100 px for the network and 64 px without one"
+    halos,whole = [],inference.segment_image
+    monkeypatch.setattr(inference, 'segment_image', lambda *args, halo, **kw: halos.append(halo) or whole(*args, halo=halo, **kw))
+    monkeypatch.setattr('histolab_nb.scale_attention.nuclei_model', lambda weights=None: otsu_haematoxylin, raising=False)
+    for more in ((), ('--classical',)): assert call(capsys, 'segment', pictures/'good.png', '--out', tmp_path, *more)[0]==0
+    assert halos==[100, 64]
