@@ -1,6 +1,6 @@
 """Annotated images of nuclei and glands, from their official downloads to arrays: one kind of sample, a reader for each data set, splits by patient, cards, checks and downloads.
 
-Every public data set of nuclei has a layout of its own: polygons in XML, matrices of MATLAB, one array of seven gigabytes, text files with a number a line. What a method needs is always the same: an image, a map that says which pixel
+Every public data set of nuclei has a layout of its own: polygons in XML, matrices of MATLAB, one array of eight gigabytes, text files with a number a line. What a method needs is always the same: an image, a map that says which pixel
 belongs to which nucleus, perhaps the class of each, and *whose tissue it is*. That is a `Sample`. A reader (`monuseg`, `consep`, `glas`, `tnbc`, `cpm`, `pannuke`, `crag`, `image_folder`) takes the folder of a data set and returns a list of samples; nothing is
 opened before it is asked for, so listing is quick, and a missing file is found while listing and not an hour into training.
 

@@ -1,6 +1,6 @@
 """Is the map right? Counting pixels, Dice and its relatives, names for clusters without leaking the truth, how far a number can be trusted, and the scores of nuclei and glands.
 
-A segmentation is judged by comparing two masks of the same shape: the *prediction* and the *truth*, which an expert drew. Every score in this module is
+A segmentation is judged by comparing two masks of the same shape: the *prediction* and the *truth*, which an expert drew. Every score in the first half of this module is
 a ratio of four counts, so the counts come first and the scores follow from them.
 
 The functions that count pixels take arrays of any shape. That is also how to score a part of an image: `dice(pred[tissue], true[tissue])` looks at the tissue only.
