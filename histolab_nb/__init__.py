@@ -1,7 +1,7 @@
 """Modules:
 
 - `histolab_nb.augment`: Random views of whole batches, made on the device: crops, flips, colour, blur, edges, cutout and the dyes themselves.
-- `histolab_nb.cli`: The papers from the command line: run one, see what this machine can do, open the notebooks.
+- `histolab_nb.cli`: The papers from the command line: run one, segment the nuclei of your images, look after data sets, see what this machine can do, open the notebooks.
 - `histolab_nb.core`: The few things every notebook needs: one kind of error, one kind of recipe, a scale, a seed, a device, and files that are never half written.
 - `histolab_nb.datasets`: Annotated images of nuclei and glands, from their official downloads to arrays: one kind of sample, a reader for each data set, splits by patient, cards, checks and downloads.
 - `histolab_nb.dclr`: Contrastive learning teaches a deep U-Net what tissue looks like, two clusters turn that into a tumour map, and a convolutional CRF draws its borders.

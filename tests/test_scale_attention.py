@@ -119,7 +119,7 @@ def test_no_seams(h, w, side):
 def test_seven_views_turn_with_the_image(model, samples):
     img,r = samples[0].image,replace(tiny, views=7, normalise=False)
     whole = attention_map(model, img, r)
-    assert np.allclose(attention_map(model, img[:,::-1], r)[:,::-1], whole, atol=0.35) # the six transforms and the identity are no group
+    assert np.abs(attention_map(model, img[:,::-1], r)[:,::-1]-whole).mean()<0.1 # not nought: the six transforms and the identity are no group
     assert abs(attention_map(model, img[:,::-1], r).mean()-whole.mean())<0.02
 
 # Losses
@@ -204,7 +204,7 @@ def test_claims_of_the_table():
     df = ledger.claims('scale_attention')
     of = lambda system, data, metric: df[(df.system==system)&(df.dataset==data)&(df.metric==metric)].value.item()
     assert (of('proposed', 'MoNuSeg', 'aji'), of('-WSI', 'MoNuSeg', 'aji'), of('proposed', 'TNBC', 'adc'))==(0.5354, 0.3025, 0.5139)
-    assert len(df)==46
+    assert len(df)==48
 
 # The extension
 
