@@ -96,7 +96,7 @@ All rounds in one function. The samples' outlines are not looked at.
 
 ### Nuclei of your own images
 
-`nuclei_model` is the extension's network, trained on the 16 images of those 19 that are at 40x, and small enough to ship with the package. It is a function from an image to its nuclei, of any resolution, and what `histolab-nb segment IMAGE` uses. Its weights come from data
+`nuclei_model` is the extension's network, trained on the 16 images of those 19 that are at 40x, and small enough to ship with the package. By the tables above it does no better than the classical methods; it is here to be looked at and improved. It is a function from an image to its nuclei, of any resolution, and what `histolab-nb segment IMAGE` uses. Its weights come from data
 under CC BY-NC-SA 4.0: for teaching and research, not for products, and never for diagnosis.
 
 Docs: https://histolab-nb.github.io/histolab_nb/papers/scale_attention.html.md"""
@@ -118,16 +118,16 @@ __all__ = ['variants', 'mends', 'View', 'views', 'fills', 'Nuclei', 'baselines',
 # %% ../nbs/papers/20_scale_attention.ipynb #c5a7dd62
 from collections import namedtuple
 from dataclasses import dataclass, replace
-from itertools import chain
 import itertools, logging, time, histolab_nb, numpy as np, pandas as pd, timm, torch
 from fastai.basics import *
 from PIL import Image
 from fastai.callback.schedule import *
 from fastai.metrics import accuracy as batch_accuracy
 from scipy import ndimage as ndi
-from scipy.stats import rankdata
 from skimage.color import rgb2hed
 from skimage.filters import threshold_otsu
+from skimage.transform import downscale_local_mean
+from sklearn.metrics import roc_auc_score
 from . import ledger
 from .core import *
 from .slides import *
@@ -232,7 +232,7 @@ def shrink(
 )->np.ndarray: # uint8 (H//k,W//k,3)
     "The image `k` times smaller, each pixel the mean of k x k"
     h,w = (o//k*k for o in image.shape[:2])
-    return image if k==1 else image[:h,:w].reshape(h//k, k, w//k, k, 3).mean((1,3)).round().astype(np.uint8)
+    return image if k==1 else downscale_local_mean(image[:h,:w], (k,k,1)).round().astype(np.uint8)
 
 def normalised(
     image, # uint8 (H,W,3)
@@ -535,7 +535,7 @@ def attention_map(
     side:int=1024, # side of the pieces of a large image, px
 )->np.ndarray: # float32 (H,W) in [0,1]
     "The attention on an image, averaged over the recipe's views"
-    training,dev,r = model.training,next(chain(model.parameters(), [torch.zeros(1)])).device,recipe
+    training,dev,r = model.training,next(itertools.chain(model.parameters(), [torch.zeros(1)])).device,recipe
     model.eval()
     img,margin,(h,w) = normalised(image, r),sum(4*d for d in r.dilations)//2+2,image.shape[:2]
     res = np.zeros((h,w), np.float32)
@@ -667,10 +667,9 @@ def attention_auc(
     truth, # bool or int (H,W), what should be found
 )->float: # in [0,1]; 0.5 is chance, below it the map is a mirror image
     "Chance that a pixel of a nucleus has a higher confidence than one that is none"
-    score,t = np.asarray(confidence).ravel(),np.asarray(truth).ravel()>0
-    n = t.sum()
-    if not 0<n<t.size: raise DataError('the truth is all nucleus or none')
-    return float((rankdata(score)[t].sum()-n*(n+1)/2)/(n*(t.size-n)))
+    t = np.asarray(truth).ravel()>0
+    if t.all() or not t.any(): raise DataError('the truth is all nucleus or none')
+    return float(roc_auc_score(t, np.asarray(confidence).ravel()))
 
 # %% ../nbs/papers/20_scale_attention.ipynb #c547f347
 def haematoxylin(
@@ -936,13 +935,12 @@ def guided_round(
     labels, # list of uint8 (H,W)
     recipe, # `StainGuidedRecipe`
     seed:int=0, # added to the recipe's
-    cbs=None, # more callbacks
 )->Learner:
     "One training on labels of which some are not taught"
     r,device = recipe,get_device()
     set_seed(r.seed+seed)
     loaders = [DataLoader(LabelledTiles(images, labels, r, r.batch_size*n), bs=r.batch_size, device=device) for n in (r.batches, 2)]
-    cbs = [*L(cbs), DeviceAugment(HEJitter(r.stain_jitter, r.stain_shift)), StopOnNaN()]
+    cbs = [DeviceAugment(HEJitter(r.stain_jitter, r.stain_shift)), StopOnNaN()]
     learn = Learner(DataLoaders(*loaders, device=device), NucleusNet(r), taught_loss, opt_func=Adam, lr=r.lr, cbs=cbs)
     with quiet(learn): learn.fit_one_cycle(r.epochs, r.lr)
     return learn
@@ -953,7 +951,6 @@ def stain_guided_fit(
     recipe, # `StainGuidedRecipe`
     teacher=None, # see `guided_margin`
     folder=None, # where finished rounds are kept
-    cbs=None, # function that gives the callbacks of a round
 )->list: # `NucleusNet`, one a round
     "Prior, training, self-training"
     r,models,top = recipe,[],max(recipe.magnifications)
@@ -965,7 +962,7 @@ def stain_guided_fit(
         file = folder and out_folder(folder)/f'round_{n}.safetensors'
         labels = [soft_labels(m, unsure, r)[k//2::k,k//2::k][:s.shape[0],:s.shape[1]] for m,s in zip(margins, small)]
         done = file and file.exists()
-        model,kept = load_model(file, NucleusNet, StainGuidedRecipe) if done else (guided_round(small, labels, r, n, cbs and cbs()).model,r)
+        model,kept = load_model(file, NucleusNet, StainGuidedRecipe) if done else (guided_round(small, labels, r, n).model,r)
         if kept!=r: raise DataError('this round was trained with another recipe', file, 'Choose another folder')
         model.to(get_device())
         if file and not done: save_model(model, file, r)
