@@ -4,6 +4,8 @@ A network sees tiles; a pathologist asks about the slide. `predict_slide` walks 
 into a `SlideMap`: probabilities of all classes at a fixed number of level-0 pixels per map pixel. `regions` turns such a map into polygons, and `write_geojson`
 into a file that [QuPath](https://qupath.github.io) opens on top of the slide. `overlay_slide` draws both.
 
+`sliding_map` does for every pixel of one image what `predict_slide` does for a slide: overlapping windows, blended without seams.
+
 Nuclei are counted rather than mapped: `segment_image` outlines and measures every one of an image or a slide, in windows that neither lose nor double any, and `segment_file` goes from a file to
 instance map, overlay, GeoJSON and table.
 
@@ -15,9 +17,10 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/inference.html.md"""
 
 # %% auto #0
 __all__ = ['image_suffixes', 'slide_suffixes', 'SlideMap', 'map_cell', 'Stitcher', 'TileLog', 'model_tag', 'check_answers',
-           'predict_slide', 'ring_area', 'Region', 'regions', 'write_geojson', 'overlay_slide', 'Window', 'cut_windows',
-           'owned', 'Seam', 'at_mpp', 'check_instances', 'Source', 'as_source', 'haematoxylin_model', 'Nuclei',
-           'segment_image', 'read_picture', 'open_picture', 'overlay_nuclei', 'save_nuclei', 'segment_file']
+           'predict_slide', 'ring_area', 'Region', 'regions', 'write_geojson', 'overlay_slide', 'window_starts',
+           'blend_weight', 'check_image', 'sliding_map', 'Window', 'cut_windows', 'owned', 'Seam', 'at_mpp',
+           'check_instances', 'Source', 'as_source', 'haematoxylin_model', 'Nuclei', 'segment_image', 'read_picture',
+           'open_picture', 'overlay_nuclei', 'save_nuclei', 'segment_file']
 
 # %% ../nbs/foundations/11_inference.ipynb #6155a88d
 import hashlib, inspect, json, math, os, zipfile
@@ -162,23 +165,25 @@ def map_cell(
         fix=f'Choose a stride that is a multiple of {cell:g}')
     return cell
 
-# %% ../nbs/foundations/11_inference.ipynb #d7e8acb6
+# %% ../nbs/foundations/11_inference.ipynb #affa4348
 class Stitcher:
-    "Sum and count of the answers for overlapping tiles"
+    "Weighted sum of the answers for overlapping tiles, and the sum of the weights"
     def __init__(self,
         shape:tuple, # height and width of the map
         n:int, # classes
         cell:float, # side of a map pixel, px of the tile
         size:int, # side of a tile, px
         stride:int, # from one tile to the next, px
+        weight:np.ndarray|None=None, # float (side,side), how much each pixel of an answer counts; all alike if none
     ):
         need,free = 4*(n+1)*shape[0]*shape[1],psutil.virtual_memory().available
         if need>.8*free: raise DataError(f'a map of {shape[1]} x {shape[0]} px and {n} classes needs {need/2**30:.1f} GB, and {free/2**30:.1f} are free',
-            fix='Pass shrink=4 to average the answers over 4 x 4 px first, or a coarser mpp')
+            fix='Pass shrink=4 to average the answers over 4 x 4 px first, or a coarser mpp; cut an image into parts')
         self.sum,self.count = np.zeros((n,*shape), np.float32),np.zeros(shape, np.float32)
         self.cell,self.side,self.step = cell,round(size/cell),round(stride/cell)
+        self.weight = np.ones((self.side,self.side), np.float32) if weight is None else weight
 
-# %% ../nbs/foundations/11_inference.ipynb #79004d68
+# %% ../nbs/foundations/11_inference.ipynb #ce2d06d1
 @patch
 def add(self:Stitcher,
     rows, # row and
@@ -189,8 +194,9 @@ def add(self:Stitcher,
     for r,c,a in zip(rows, cols, answers):
         y,x = r*self.step,c*self.step
         part = self.sum[:, y:y+self.side, x:x+self.side]
-        part += a[:, :part.shape[1], :part.shape[2]]
-        self.count[y:y+self.side, x:x+self.side] += 1
+        h,w = part.shape[1:]
+        part += a[:, :h, :w]*self.weight[:h, :w]
+        self.count[y:y+h, x:x+w] += self.weight[:h, :w]
 
 @patch
 def mean(self:Stitcher)->np.ndarray: # float32 (C,H,W); NaN where there was no tile
@@ -495,6 +501,76 @@ def overlay_slide(
     scale_bar(ax, slide.mpp/k)
     return ax
 
+# %% ../nbs/foundations/11_inference.ipynb #704431d9
+def window_starts(
+    n:int, # length of the image along one axis, px
+    size:int, # side of a window, px; at most `n`
+    overlap:float=.5, # least share of a window that the next one sees, too; from 0, below 1
+)->list: # of int
+    "Where windows begin along one axis: evenly spread, the last one ends at the border"
+    step = max(1, math.floor(size*(1-overlap)+1e-9))
+    return np.rint(np.linspace(0, n-size, math.ceil((n-size)/step)+1)).astype(int).tolist()
+
+# %% ../nbs/foundations/11_inference.ipynb #29c03b1e
+def blend_weight(
+    size:int, # side of a window, px
+)->np.ndarray: # float32 (size,size), above 0, at most 1
+    "Hann weights of a window: high in the centre, nearly nothing at the rim, never zero"
+    w = np.sin(np.pi*(np.arange(size)+.5)/size)**2
+    return np.outer(w, w).astype(np.float32)
+
+# %% ../nbs/foundations/11_inference.ipynb #3c570db2
+def _fill_window(image, size):
+    "The image in the middle of at least size x size px, mirrored as far as that goes; and where it begins there"
+    h,w = image.shape[:2]
+    sides = [(max(size-n, 0)//2, max(size-n, 0)-max(size-n, 0)//2) for n in (h,w)]
+    near = [tuple(min(o, n-1) for o in s) for s,n in zip(sides, (h,w))]
+    far = [tuple(o-p for o,p in zip(s, q)) for s,q in zip(sides, near)]
+    return np.pad(np.pad(image, (*near,(0,0)), 'reflect'), (*far,(0,0)), 'edge'),[s[0] for s in sides]
+
+# %% ../nbs/foundations/11_inference.ipynb #6bbc97fe
+def check_image(
+    image, # what somebody takes for an image
+)->np.ndarray: # the same
+    "An image uint8 (H,W,3); `DataError` if it is none"
+    if not isinstance(image, np.ndarray): raise DataError(f'the image is a {type(image).__name__}, not an array uint8 (H,W,3)', fix='Read it with read_picture')
+    if image.dtype!=np.uint8 or image.ndim!=3 or image.shape[2]!=3 or not image.size: raise DataError(f'the image is {image.dtype} {image.shape}, not uint8 (H,W,3)', fix='Convert it to RGB from 0 to 255')
+    return image
+
+def _check_dense(p, n, size, classes):
+    "Answers for every pixel of windows of one size"
+    if p.shape[2:]!=(size,size) or classes not in (None,p.shape[1]):
+        raise DataError(f'for {n} windows of {size} px the model returned an array of shape {p.shape}', fix=f'It should be ({n}, classes, {size}, {size}), with the same classes every time')
+    return p
+
+# %% ../nbs/foundations/11_inference.ipynb #3789f69e
+def sliding_map(
+    predict, # float batch (B,3,size,size) in [0,1] -> probabilities (B,C,size,size); a network is asked in evaluation mode
+    image:np.ndarray, # uint8 (H,W,3), of any size
+    size:int, # side of a window, px: one that the network accepts
+    overlap:float=.5, # least share of a window that the next one sees, too; from 0, below 1
+    batch_size:int=8, # windows in a batch
+    device=None, # where batches go; that of the network, else the best there is
+    blend:bool=True, # weight the answers with `blend_weight`? else all count alike
+)->np.ndarray: # float32 (C,H,W), probabilities
+    "Predict every pixel of an image in overlapping windows, blended so that no seams show"
+    if size<1 or batch_size<1 or not 0<=overlap<1: raise DataError(f'windows of {size} px, {batch_size} in a batch, with an overlap of {overlap} are not possible', fix='Choose size and batch_size from 1, and an overlap from 0 to below 1')
+    (h,w),(img,(top,left)) = check_image(image).shape[:2],_fill_window(image, size)
+    at = [(y,x) for y in window_starts(img.shape[0], size, overlap) for x in window_starts(img.shape[1], size, overlap)]
+    net,stitch,device = isinstance(predict, nn.Module),None,_device(predict, device)
+    training = net and predict.training
+    if net: predict.eval()
+    try:
+        for i in range(0, len(at), batch_size):
+            ys,xs = zip(*at[i:i+batch_size])
+            p = _answer(predict, np.stack([img[y:y+size, x:x+size].transpose(2, 0, 1) for y,x in zip(ys, xs)]), device, 1)
+            _check_dense(p, len(ys), size, stitch and len(stitch.sum))
+            if stitch is None: stitch = Stitcher(img.shape[:2], p.shape[1], 1, size, 1, blend_weight(size) if blend else None)
+            stitch.add(ys, xs, p)
+    finally:
+        if training: predict.train()
+    return stitch.mean()[:, top:top+h, left:left+w]
+
 # %% ../nbs/foundations/11_inference.ipynb #b85a2048
 class Window(NamedTuple):
     "A core, and the box around it that is read; all edges in px, the lower right ones exclusive"
@@ -610,7 +686,7 @@ class Source(NamedTuple):
         kx,ky = self.mask.shape[1]/self.w,self.mask.shape[0]/self.h
         return bool(self.mask[math.floor(box[1]*ky):math.ceil(box[3]*ky), math.floor(box[0]*kx):math.ceil(box[2]*kx)].any())
 
-# %% ../nbs/foundations/11_inference.ipynb #3e79400e
+# %% ../nbs/foundations/11_inference.ipynb #b3e1b3b7
 def as_source(
     source:np.ndarray|Slide|str|Path, # uint8 (H,W,3), or a slide
     mpp:float|None=None, # um/px: what an image has, or at what a slide is read
@@ -620,8 +696,7 @@ def as_source(
     if mpp is not None and not .02<=mpp<=1: raise DataError(f'nuclei cannot be outlined at {mpp:g} um/px', fix='Give the resolution in um/px, from 0.02 to 1; 40x has about 0.25, 20x about 0.5')
     if mask is not None and (np.ndim(mask)!=2 or not np.any(mask)): raise DataError(f'a mask of shape {np.shape(mask)} with {np.count_nonzero(mask)} true values says nowhere to look', fix='Pass a bool array (H,W) that covers the whole picture')
     if isinstance(source, np.ndarray):
-        if source.dtype!=np.uint8 or source.ndim!=3 or source.shape[2]!=3 or not source.size: raise DataError(f'the image is {source.dtype} {source.shape}, not uint8 (H,W,3)', fix='Convert it to RGB from 0 to 255')
-        h,w = source.shape[:2]
+        h,w = check_image(source).shape[:2]
         return Source(w, h, lambda b: source[b[1]:b[3], b[0]:b[2]], (1.,1.), mpp, mpp and (mpp,mpp), mask, (w,h))
     slide = source if isinstance(source, Slide) else Slide(source)
     near = mpp is None and abs(slide.mpp/.25-1)<=.1

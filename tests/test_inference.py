@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from histolab_nb.core import DataError, read_json
 from histolab_nb.inference import (Nuclei, SlideMap, TileLog, haematoxylin_model, predict_slide, read_picture, regions, ring_area, save_nuclei,
-    segment_image, write_geojson)
+    segment_image, sliding_map, window_starts, write_geojson)
 from histolab_nb.phantom import Phantom
 from histolab_nb.slides import Slide, write_slide
 
@@ -308,3 +308,28 @@ def test_detections_for_qupath(tmp_path):
     with pytest.raises(DataError, match="no kind 'cell'"): write_geojson(tmp_path/'b.geojson', [], kind='cell')
     with pytest.raises(DataError, match='2 rows'): write_geojson(tmp_path/'b.geojson', [], measures=pd.DataFrame(dict(a=[1,2])))
     assert not (tmp_path/'b.geojson').exists()
+
+# One image in overlapping windows
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 300), size=st.integers(1, 300), overlap=st.floats(0, .99))
+def test_windows_cover_and_end_at_the_border(n, size, overlap):
+    size = min(n, size)
+    at = window_starts(n, size, overlap)
+    assert at[0]==0 and at[-1]==n-size and at==sorted(set(at))
+    assert all(b-a<=max(1, np.ceil(size*(1-overlap))) for a,b in zip(at, at[1:]))
+
+@settings(max_examples=40, deadline=None)
+@given(h=st.integers(1, 70), w=st.integers(1, 70), size=st.integers(1, 40), overlap=st.sampled_from([0, .1, .5, .8]), batch=st.integers(1, 5))
+def test_image_comes_back_from_windows(h, w, size, overlap, batch):
+    img = np.random.default_rng(h*71+w).integers(0, 256, (h,w,3), dtype=np.uint8)
+    back = sliding_map(lambda x: x, img, size, overlap, batch, 'cpu')
+    assert back.dtype==np.float32 and back.shape==(3,h,w) and np.abs(back-img.transpose(2,0,1)/255).max()<1e-5
+
+def test_network_keeps_its_mode_when_it_fails():
+    net = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.Hardtanh(2, 3)).train()
+    with pytest.raises(DataError, match='Apply a softmax'): sliding_map(net, np.zeros((9,9,3), np.uint8), 16, device='cpu')
+    assert net.training
+
+def test_classes_that_change_between_batches():
+    with pytest.raises(DataError, match='same classes'): sliding_map(lambda x: x[:,:len(x)], np.zeros((16,40,3), np.uint8), 16, batch_size=3, device='cpu')
