@@ -13,16 +13,16 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/datasets.html.md"""
 # %% auto #0
 __all__ = ['image_types', 'label_types', 'monuseg_splits', 'consep_raw', 'consep_merged', 'pannuke_classes', 'readers', 'Sample',
            'image_size', 'read_rgb', 'as_labels', 'read_mat', 'read_npy', 'read_labels', 'read_text_labels',
-           'imagescope_regions', 'draw_regions', 'read_imagescope', 'read_classes', 'natural', 'list_files',
-           'pair_files', 'find_folders', 'split_of', 'dataset_root', 'barcode', 'image_folder', 'monuseg_table',
-           'monuseg', 'by_split', 'sample_table', 'consep', 'glas', 'crag', 'tnbc', 'pannuke', 'cpm', 'by_patient',
-           'shared_patients', 'Card', 'card', 'cards', 'check_dataset', 'file_hash', 'is_archive', 'fetch', 'unpack',
-           'get_dataset']
+           'imagescope_regions', 'draw_regions', 'read_imagescope', 'read_classes', 'array_sample', 'middle', 'natural',
+           'list_files', 'pair_files', 'find_folders', 'split_of', 'dataset_root', 'barcode', 'image_folder',
+           'monuseg_table', 'monuseg', 'by_split', 'sample_table', 'consep', 'glas', 'crag', 'tnbc', 'pannuke', 'cpm',
+           'by_patient', 'shared_patients', 'Card', 'card', 'cards', 'check_dataset', 'file_hash', 'is_archive',
+           'fetch', 'unpack', 'get_dataset']
 
-# %% ../nbs/foundations/07_datasets.ipynb #7705c009
+# %% ../nbs/foundations/07_datasets.ipynb #adb3934e
 import csv, functools, hashlib, lzma, random, re, shutil, stat, tarfile, time, zipfile, zlib
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Callable
 import numpy as np, histolab_nb
@@ -245,6 +245,39 @@ def read_classes(
     if shape is not None and res.shape!=tuple(shape): raise DataError(f'class map and image differ in size: {res.shape} and {tuple(shape)}', path)
     if res.max()>n: raise DataError(f'there is a class {res.max()}, and the classes are 1 to {n}', path, 'Is this file of another data set, or another release?')
     return (res if merge is None else np.array(merge)[res]).astype(np.uint8)
+
+# %% ../nbs/foundations/07_datasets.ipynb #7fb60050
+def _held(a, *shape): return a
+
+def array_sample(
+    name:str, # of the sample
+    image:np.ndarray, # uint8 (H,W,3)
+    instances:np.ndarray|None=None, # int (H,W), 0 is background; none without annotation
+    classes:np.ndarray|None=None, # uint8 (H,W); none where objects have no class
+    path:str|Path='memory', # for messages
+    **more, # more fields of `Sample`: split, mpp, organ, patient, class_names, info
+)->Sample:
+    "A sample of arrays that are in memory"
+    instances = None if instances is None else as_labels(instances, path)
+    for a,what in ((instances,'labels'), (classes,'classes')):
+        if a is not None and a.shape!=image.shape[:2]: raise DataError(f'{what} and image differ in size: {a.shape} and {image.shape[:2]}', path)
+    loads = (None if a is None else functools.partial(_held, a) for a in (image, instances, classes))
+    return Sample(name, Path(path), *loads, empty=True, size=image.shape[:2], **more)
+
+# %% ../nbs/foundations/07_datasets.ipynb #8fc35d36
+def _cut(sample, name, side, *shape):
+    "The central square of one of a sample's maps"
+    y,x = (max((n-side)//2, 0) for n in sample.shape)
+    return getattr(sample, name)[y:y+side, x:x+side]
+
+def middle(
+    sample:Sample, # any sample
+    side:int=500, # of the square, px; a shorter side of the image is left whole
+)->Sample:
+    "The central square of a sample"
+    if side<1: raise DataError(f'a square of {side} px cannot be cut', fix='Choose a side from 1')
+    loads = {o:functools.partial(_cut, sample, o[5:], side) for o in ('load_image','load_instances','load_classes') if getattr(sample, o)}
+    return replace(sample, empty=True, size=tuple(min(n, side) for n in sample.shape), **loads)
 
 # %% ../nbs/foundations/07_datasets.ipynb #988b494a
 image_types = ('.tif', '.tiff', '.png', '.bmp', '.jpg', '.jpeg', '.webp') # endings of image files

@@ -18,11 +18,11 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/inference.html.md"""
 # %% auto #0
 __all__ = ['image_suffixes', 'slide_suffixes', 'SlideMap', 'map_cell', 'Stitcher', 'TileLog', 'model_tag', 'check_answers',
            'predict_slide', 'ring_area', 'Region', 'regions', 'write_geojson', 'overlay_slide', 'window_starts',
-           'blend_weight', 'check_image', 'sliding_map', 'Window', 'cut_windows', 'owned', 'Seam', 'at_mpp',
-           'check_instances', 'Source', 'as_source', 'haematoxylin_model', 'Nuclei', 'segment_image', 'read_picture',
-           'open_picture', 'overlay_nuclei', 'save_nuclei', 'segment_file']
+           'blend_weight', 'sliding_map', 'Window', 'cut_windows', 'owned', 'Seam', 'at_mpp', 'check_instances',
+           'Source', 'as_source', 'haematoxylin_model', 'Nuclei', 'segment_image', 'read_picture', 'open_picture',
+           'overlay_nuclei', 'save_nuclei', 'segment_file']
 
-# %% ../nbs/foundations/11_inference.ipynb #6155a88d
+# %% ../nbs/foundations/11_inference.ipynb #1bdae5f3
 import hashlib, inspect, json, math, os, zipfile
 import numpy as np, openslide, pandas as pd, psutil, tifffile, torch
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ from typing import NamedTuple
 from .core import *
 from .datasets import read_rgb
 from .plots import palette, scale_bar, show_image
-from .postprocess import drop_small, fill_small, nuclei_table, watershed_instances
+from .postprocess import check_image, drop_small, fill_small, nuclei_table, watershed_instances
 from .slides import Slide, read_tiles, tile_table, tissue_mask
 from .training import as_batch, check_same
 
@@ -528,15 +528,7 @@ def _fill_window(image, size):
     far = [tuple(o-p for o,p in zip(s, q)) for s,q in zip(sides, near)]
     return np.pad(np.pad(image, (*near,(0,0)), 'reflect'), (*far,(0,0)), 'edge'),[s[0] for s in sides]
 
-# %% ../nbs/foundations/11_inference.ipynb #6bbc97fe
-def check_image(
-    image, # what somebody takes for an image
-)->np.ndarray: # the same
-    "An image uint8 (H,W,3); `DataError` if it is none"
-    if not isinstance(image, np.ndarray): raise DataError(f'the image is a {type(image).__name__}, not an array uint8 (H,W,3)', fix='Read it with read_picture')
-    if image.dtype!=np.uint8 or image.ndim!=3 or image.shape[2]!=3 or not image.size: raise DataError(f'the image is {image.dtype} {image.shape}, not uint8 (H,W,3)', fix='Convert it to RGB from 0 to 255')
-    return image
-
+# %% ../nbs/foundations/11_inference.ipynb #2e986416
 def _check_dense(p, n, size, classes):
     "Answers for every pixel of windows of one size"
     if p.shape[2:]!=(size,size) or classes not in (None,p.shape[1]):

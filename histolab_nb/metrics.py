@@ -18,10 +18,11 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/metrics.html.md"""
 __all__ = ['count_names', 'Interval', 'band_pixels', 'PQ', 'counts', 'rates', 'scores', 'dice', 'iou', 'accuracy', 'confusion',
            'class_scores', 'averaged', 'image_scores', 'pooled', 'cluster_table', 'match_table', 'match_clusters',
            'miou', 'interval', 'Overlaps', 'overlaps', 'aji', 'aji_plus', 'dice2', 'pq', 'hausdorff', 'ahd',
-           'object_f1', 'object_dice', 'object_hausdorff', 'instance_scores', 'instance_table', 'summary_table', 'join',
-           'by_class', 'bpq', 'class_pq', 'mpq', 'pannuke_table', 'tissue_means']
+           'object_f1', 'object_dice', 'object_hausdorff', 'instance_scores', 'instance_table', 'method_scores',
+           'compare_methods', 'summary_table', 'join', 'by_class', 'bpq', 'class_pq', 'mpq', 'pannuke_table',
+           'tissue_means', 'scores_table', 'paired_gain']
 
-# %% ../nbs/foundations/04_metrics.ipynb #6d046af0
+# %% ../nbs/foundations/04_metrics.ipynb #d705ee7b
 import numpy as np
 from collections import namedtuple
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.spatial import cKDTree
+from . import ledger
 from .core import DataError
 
 # %% ../nbs/foundations/04_metrics.ipynb #6a932e3e
@@ -558,6 +560,28 @@ def instance_table(
     if names is not None and len(names:=list(names))!=len(rows): raise DataError(f'there are {len(rows)} images and {len(names)} names')
     return pd.DataFrame(rows, index=names)
 
+# %% ../nbs/foundations/04_metrics.ipynb #931493ed
+def method_scores(
+    predict, # function from uint8 (H,W,3) to an instance map (H,W)
+    samples, # list of things with `name`, `image` and `instances`, such as `Sample`
+    distances:bool=True, # also the scores with distances? They take longer
+)->'pd.DataFrame': # a row per image
+    "All scores of a method on samples"
+    return instance_table((s.instances for s in samples), (predict(s.image) for s in samples), [s.name for s in samples], distances)
+
+def compare_methods(
+    methods, # dict of functions from an image to an instance map, or of tables of their scores, a row per image
+    samples, # list of `Sample`, for the functions
+    scores=('aji','dice','pq','ahd','ahd_symmetric'), # columns wanted
+)->'pd.DataFrame': # a row per method: mean of each score over the images that have it
+    "Several methods side by side"
+    import pandas as pd
+    far = bool({'ahd','ahd_symmetric','object_hausdorff'} & set(scores))
+    tables = {k:m if isinstance(m, pd.DataFrame) else method_scores(m, samples, far) for k,m in methods.items()}
+    for k,t in tables.items():
+        if lost := [o for o in scores if o not in t]: raise DataError(f'the table of {k!r} has no column {", ".join(lost)}', fix=f'It has {", ".join(t)}')
+    return pd.DataFrame({k:t[list(scores)].mean() for k,t in tables.items()}).T
+
 # %% ../nbs/foundations/04_metrics.ipynb #a222e7e6
 def summary_table(
     table, # a row per image, from `instance_table`, `image_scores` or your own
@@ -659,3 +683,61 @@ def tissue_means(
     res = table.groupby('tissue').mean(numeric_only=True)
     res.loc['all tissues'] = res.mean()
     return res
+
+# %% ../nbs/foundations/04_metrics.ipynb #2bbd7680
+def _measured(paper, dataset, split, scale, folder):
+    "Rows of the ledger for one part of a data set, the last word on each"
+    df = ledger.results(paper, folder)
+    df = df[(df.dataset==dataset)&(df.split==split)&(df.scale==scale)]
+    df = df.assign(seed=df.seed.astype(object).where(df.seed.notna(), None))
+    return df.sort_values('when', kind='stable').drop_duplicates(['system','metric','seed'], keep='last')
+
+def _by_image(runs):
+    "The values of images, each the mean over the runs that have it"
+    import pandas as pd
+    return pd.DataFrame([o if isinstance(o, dict) else dict(enumerate(o or [])) for o in runs.per_image]).mean()
+
+def _shown(runs):
+    "Mean and interval as text; the mean alone where there are fewer than two images"
+    v = _by_image(runs)
+    return '{:.3f} [{:.3f}, {:.3f}]'.format(*interval(v)) if len(v)>1 else f'{runs.value.mean():.3f}'
+
+# %% ../nbs/foundations/04_metrics.ipynb #a421891e
+def scores_table(
+    paper:str, # short name
+    dataset:str, # name of the data set
+    split:str, # part of it
+    metrics=('aji','dice','pq'), # columns wanted
+    scale:str='small', # scale of the runs
+    folder=None, # of the results; see `ledger.results_folder`
+)->'pd.DataFrame': # a row per system, the best of the first metric on top; text, and `seeds` as int
+    "Mean and 95 % bootstrap interval over images of every system in the ledger"
+    import pandas as pd
+    df = _measured(paper, dataset, split, scale, folder)
+    df = df[df.metric.isin(metrics)]
+    if not len(df): raise DataError(f'nothing was measured on {dataset} {split} at {scale}', fix=f'Run the slow cells: HISTOLAB_FLAGS=slow histolab-nb run {paper} --data DIR')
+    shown = pd.Series({k:_shown(v) for k,v in df.groupby(['system','metric'])}).unstack().reindex(columns=list(metrics)).astype(object).fillna('not run')
+    first = df[df.metric==metrics[0]].groupby('system').value.mean()
+    order = first.reindex(shown.index).sort_values(ascending=False).index
+    return shown.assign(seeds=df.groupby('system').seed.nunique(dropna=False)).loc[order].rename_axis(index='system', columns='metric')
+
+# %% ../nbs/foundations/04_metrics.ipynb #abd6834f
+def paired_gain(
+    paper:str, # short name
+    system:str, # name of a system in the ledger
+    against:str, # name of another
+    dataset:str, # name of the data set
+    split:str, # part of it
+    metric:str='aji', # what is compared
+    scale:str='small', # scale of the runs
+    folder=None, # of the results; see `ledger.results_folder`
+)->Interval: # (mean difference, low, high)
+    "How much better a system is than another on the same images, over the seeds that both have"
+    df = _measured(paper, dataset, split, scale, folder)
+    both = [df[(df.system==k)&(df.metric==metric)] for k in (system,against)]
+    for k,v in zip((system,against), both):
+        if not len(v): raise DataError(f'there is no result of {k!r} on {dataset} {split}', fix='scores_table shows what is there')
+    seeds = set(both[0].seed) & set(both[1].seed)
+    if not seeds: raise DataError(f'{system!r} and {against!r} have no seed in common', fix='Run one of them with a seed of the other')
+    a,b = (_by_image(v[v.seed.isin(seeds)]) for v in both)
+    return interval((a-b).dropna())

@@ -17,9 +17,9 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/phantom.html.md"""
 __all__ = ['shared_look', 'class_names', 'region_names', 'kinds', 'tumour_cell', 'lymphocyte', 'fibroblast', 'dying_cell',
            'epithelial', 'gland_cell', 'erythrocyte', 'grid_um', 'tile_um', 'cell_um', 'gland_um', 'hashed',
            'hash_uniform', 'hash_normal', 'lattice_noise', 'fractal_noise', 'worley', 'apart', 'Look', 'Optics', 'Kind',
-           'Phantom', 'Tissue', 'phantom_slide', 'phantom_samples']
+           'Phantom', 'Tissue', 'phantom_slide', 'phantom_samples', 'phantom_nuclei']
 
-# %% ../nbs/foundations/06_phantom.ipynb #2ef064b9
+# %% ../nbs/foundations/06_phantom.ipynb #7e2bdcfe
 import functools, io, math, zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from PIL import Image
 from scipy import ndimage as ndi
 from scipy.spatial import cKDTree
 from .core import DataError, Recipe, atomic_path, write_json
+from .datasets import array_sample
 from .stain import HE_MATRIX
 
 # %% ../nbs/foundations/06_phantom.ipynb #a847d703
@@ -847,3 +848,16 @@ def phantom_samples(
     if not places: raise DataError('the world has none of these regions', fix='Choose another seed or a larger world_um')
     spots = [places[i%len(places)][i//len(places)%len(places[i%len(places)])] for i in range(n)]
     return [ph.read(x*16+8-half, y*16+8-half, size, size, mpp) for y,x in spots]
+
+# %% ../nbs/foundations/06_phantom.ipynb #7b0f32c2
+def phantom_nuclei(
+    n:int, # number of samples
+    size:int=512, # side, px
+    seed:int=0, # the same seed gives the same samples
+    split:str='val', # written into the samples
+    mpp:float=0.25, # um/px; 0.25 is 40x
+    **kwargs, # handed to `phantom_samples`, and on to `Phantom`
+)->list: # of `Sample`
+    "Phantom tissue as samples of a data set"
+    made = phantom_samples(n, size, mpp, seed, **kwargs)
+    return [array_sample(f'phantom {seed}-{i}', t.image, t.instances, t.classes, 'phantom', split=split, mpp=mpp, class_names=class_names[1:]) for i,t in enumerate(made)]

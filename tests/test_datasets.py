@@ -599,3 +599,18 @@ def test_good_archives(kind, tmp_path):
     assert (unpack(tmp_path/'t.tar', tmp_path/'out')/'d'/'a').read_bytes()==b'yes'
     (tmp_path/'empty').mkdir()
     assert (unpack(tmp_path/'t.tar', tmp_path/'empty')/'d'/'a').exists()
+
+# samples in memory
+
+@settings(max_examples=30, deadline=None)
+@given(side=st.integers(1, 70), empty=st.booleans())
+def test_middle_of_everything(side, empty):
+    a = array_sample('a', rgb, lab*0 if empty else lab, (lab>0).astype(np.uint8))
+    m = pickle.loads(pickle.dumps(middle(a, side)))
+    assert m.shape==(min(side, H),min(side, W))==m.image.shape[:2]==m.instances.shape==m.classes.shape
+    y,x = max((H-side)//2, 0),max((W-side)//2, 0)
+    assert np.array_equal(m.image, rgb[y:y+side,x:x+side]) and np.array_equal(m.classes, lab[y:y+side,x:x+side]>0)
+
+def test_middle_without_annotation():
+    m = middle(array_sample('a', rgb), 10)
+    assert m.instances is None and m.classes is None and m.image.shape==(10,10,3)

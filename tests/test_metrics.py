@@ -1,11 +1,12 @@
 "Properties of the metrics that hold for any masks, clusters and instance maps, and slow oracles for the scores of objects"
 from itertools import combinations, permutations, product
 
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from histolab_nb.core import DataError
+from histolab_nb.ledger import save_result, save_scores
 from histolab_nb.metrics import *
 
 shapes = st.tuples(st.integers(1, 12), st.integers(1, 12))
@@ -412,3 +413,43 @@ def test_what_is_no_instance_map_is_a_data_error(name, call):
     lambda: hausdorff(square*2, square), lambda: iou([0,1], [0,1], 'macro', [-1])])
 def test_bad_tables_are_data_errors(call):
     with pytest.raises(DataError): call()
+
+# results of the ledger
+
+part = dict(dataset='phantom', split='test', scale='tiny')
+
+def put(folder, system, values, seed=42, **kw):
+    table = pd.DataFrame(dict(aji=values), index=[f'image {i}' for i in range(len(values))])
+    save_scores(table, 'glands', system, seed=seed, folder=folder, **part, **kw)
+
+def test_seeds_are_averaged_image_by_image(tmp_path):
+    put(tmp_path, 'net', [.1,.3,.8], 42)
+    put(tmp_path, 'net', [.3,.5,.6], 1)
+    put(tmp_path, 'otsu', [.4,.4,.4], 42)
+    board = scores_table('glands', **part, metrics=('aji',), folder=tmp_path)
+    assert list(board.index)==['net','otsu'] and list(board.seeds)==[2,1]
+    assert board.aji['net']=='{:.3f} [{:.3f}, {:.3f}]'.format(*interval([.2,.4,.7]))
+    gain = paired_gain('glands', 'net', 'otsu', **part, folder=tmp_path)
+    assert gain==interval(np.array([.1,.3,.8])-.4)
+    put(tmp_path, 'otsu', [.4,.4,.1], 1)
+    assert paired_gain('glands', 'net', 'otsu', **part, folder=tmp_path).value==pytest.approx((-.2+0+.45)/3)
+
+def test_only_images_of_both_are_compared(tmp_path):
+    put(tmp_path, 'a', [.5,np.nan,.7,.9])
+    put(tmp_path, 'b', [.4,.9,.5,np.nan])
+    assert paired_gain('glands', 'a', 'b', **part, folder=tmp_path)==interval(np.array([.5,.7])-[.4,.5])
+
+def test_runs_without_seed_and_without_images(tmp_path):
+    for system in 'ab': put(tmp_path, system, [.5,.7] if system=='a' else [.4,.4], None)
+    save_result('glands', 'whole', 'phantom', 'test', 'aji', .25, scale='tiny', folder=tmp_path)
+    board = scores_table('glands', **part, metrics=('aji','pq'), folder=tmp_path)
+    assert board.aji['whole']=='0.250' and list(board.seeds)==[1,1,1] and set(board.pq)=={'not run'}
+    assert paired_gain('glands', 'a', 'b', **part, folder=tmp_path).value==pytest.approx(.2)
+
+def test_distances_are_measured_only_where_asked_for(monkeypatch):
+    from types import SimpleNamespace
+    from histolab_nb import metrics
+    sample = SimpleNamespace(name='one', image=np.zeros((8,8,3), np.uint8), instances=np.eye(8, dtype=np.int32))
+    monkeypatch.setattr(metrics, 'ahd', lambda *args: 1/0)
+    assert compare_methods({'same':lambda img: sample.instances}, [sample], ('aji',)).aji['same']==1
+    with pytest.raises(ZeroDivisionError): compare_methods({'same':lambda img: sample.instances}, [sample])

@@ -1,9 +1,9 @@
 "What no notebook can hold of the phantom: memory, seams at every place, other processes, interrupted writing"
-import os, subprocess, sys
+import os, pickle, subprocess, sys
 from pathlib import Path
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
-from histolab_nb.phantom import Optics, Phantom, phantom_slide
+from histolab_nb.phantom import Optics, Phantom, phantom_nuclei, phantom_slide
 
 ph = Phantom(3000, 3000, seed=11)
 
@@ -76,3 +76,9 @@ def test_failed_slide_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(Phantom, 'image', broken)
     with pytest.raises(RuntimeError): phantom_slide(tmp_path/'a.tiff', 1024, 1024, mpp=1.)
     assert not list(tmp_path.iterdir())
+
+def test_samples_travel_to_workers():
+    a = phantom_nuclei(2, 96, seed=4, regions=('fat','tumour'))
+    b = pickle.loads(pickle.dumps(a))
+    assert all(np.array_equal(x.image, y.image) and np.array_equal(x.instances, y.instances) and np.array_equal(x.classes, y.classes) for x,y in zip(a, b))
+    assert {o.classes.max() for o in a}<=set(range(len(a[0].class_names)+1))

@@ -218,6 +218,11 @@ def test_baselines_on_phantom():
     assert (otsu_haematoxylin(tissue.image, watershed=Watershed(min_size=200)).max() < otsu_haematoxylin(tissue.image).max())
     for f in (grey_foreground, haematoxylin_foreground): assert f(tissue.image).dtype==bool and f(tissue.image[:1,:1]).shape==(1,1)
 
+def test_chance_depends_on_the_seed_alone():
+    img = np.zeros((80,90,3), np.uint8)
+    one,same,other = chance_nuclei(img, seed=1),chance_nuclei(img+9, seed=1),chance_nuclei(img, seed=2)
+    assert np.array_equal(one, same) and not np.array_equal(one, other)
+
 @pytest.mark.parametrize('func', [otsu_grey, otsu_haematoxylin])
 def test_baselines_edges(func):
     for v in (0, 128, 255): assert func(np.full((20,30,3), v, np.uint8)).max()==0
