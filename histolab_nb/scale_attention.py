@@ -112,10 +112,10 @@ __all__ = ['variants', 'mends', 'View', 'views', 'fills', 'Nuclei', 'ledger_scor
            'NucleusNet', 'LabelledTiles', 'taught_loss', 'guided_map', 'guided_predict', 'guided_margin',
            'guided_round', 'stain_guided_fit', 'classical_map', 'nuclei_model']
 
-# %% ../nbs/papers/20_scale_attention.ipynb #458211c3
+# %% ../nbs/papers/20_scale_attention.ipynb #cf1fcfa8
 from collections import namedtuple
 from dataclasses import dataclass, replace
-import itertools, logging, time, histolab_nb, numpy as np, pandas as pd, timm, torch
+import itertools, json, logging, time, histolab_nb, numpy as np, pandas as pd, timm, torch
 from fastai.basics import *
 from PIL import Image
 from fastai.callback.schedule import *
@@ -197,7 +197,7 @@ def variant(
     if name not in known: raise DataError(f'there is no variant {name!r}', fix=f'Choose one of {", ".join(known)}')
     return replace(recipe, **known[name])
 
-# %% ../nbs/papers/20_scale_attention.ipynb #2756b2f4
+# %% ../nbs/papers/20_scale_attention.ipynb #a0b3a40a
 def _tile_array(slide, magnification, recipe, normaliser):
     "All tiles of a slide at one magnification, uint8 (N,S,S,3)"
     if magnification>slide.magnification*1.05:
@@ -209,7 +209,6 @@ def slide_tiles(
     slides, # list of `Slide`
     recipe, # `AttentionRecipe`
     folder, # where the arrays are kept
-    target=None, # fitted `Reinhard` whose colours all slides get; our default colours if none
 )->dict: # magnification: list of uint8 (N,S,S,3), opened on disk
     "Tiles of slides at every magnification of the recipe (Sec. 4.1)"
     folder,res = out_folder(folder),{m:[] for m in recipe.magnifications}
@@ -218,12 +217,12 @@ def slide_tiles(
         for m in recipe.magnifications:
             path = folder/f'{Path(s.path).stem}_{m:g}x_{how}.npy'
             if not path.exists():
-                if recipe.normalise and norm is None: norm = Reinhard(target).fit(list(_tile_array(s, min(res), recipe, None)))
+                if recipe.normalise and norm is None: norm = Reinhard().fit(list(_tile_array(s, min(res), recipe, None)))
                 with atomic_path(path) as part: np.save(part.open('wb'), _tile_array(s, m, recipe, norm))
             res[m].append(np.load(path, mmap_mode='r'))
     return res
 
-# %% ../nbs/papers/20_scale_attention.ipynb #77bb1ba2
+# %% ../nbs/papers/20_scale_attention.ipynb #45abf7f9
 def shrink(
     image, # uint8 (H,W,3)
     k:int, # factor
@@ -235,21 +234,19 @@ def shrink(
 def normalised(
     image, # uint8 (H,W,3)
     recipe, # `AttentionRecipe`
-    target=None, # fitted `Reinhard` whose colours it gets; our default colours if none
 )->np.ndarray: # uint8 (H,W,3)
     "The image in the colours that the network knows, if the recipe says so"
-    return Reinhard(target).fit(image).transform(image) if recipe.normalise else image
+    return Reinhard().fit(image).transform(image) if recipe.normalise else image
 
 def sample_tiles(
     samples, # list of `Sample` with known resolution
     recipe, # `AttentionRecipe`
-    target=None, # see `slide_tiles`
 )->dict: # magnification: list of uint8 (1,H,W,3), one an image
     "The images themselves at every magnification they hold, for the variant `-WSI`"
     res = {m:[] for m in recipe.magnifications}
     for s in samples:
         if s.mpp is None: raise DataError('the resolution of this image is not known', s.name, 'Give it to the reader, as in image_folder(..., mpp=0.25)')
-        img,own = normalised(s.image, recipe, target),10/s.mpp
+        img,own = normalised(s.image, recipe),10/s.mpp
         for m in res:
             if m>own*1.25: continue
             res[m].append(shrink(img, round(own/m))[None])
@@ -551,13 +548,15 @@ def attention_learner(
     opt = partial(Adam, mom=r.beta1, decouple_wd=False)
     return Learner(dls, ScaleAttention(r), loss_func=CrossEntropyLossFlat(), opt_func=opt, lr=r.lr, wd=r.wd, metrics=[batch_accuracy, *watch], cbs=cbs)
 
-# %% ../nbs/papers/20_scale_attention.ipynb #1a8a0447
+# %% ../nbs/papers/20_scale_attention.ipynb #5090403d
 def attention_fit(
     learn, # of `attention_learner`
     recipe, # `AttentionRecipe`
 )->Learner: # the same
-    "Train as the recipe says; the rate is constant (Sec. 4.2)"
-    if recipe.warm: warm_up(learn, recipe)
+    "Train as the recipe says; the rate is constant (Sec. 4.2). A training that goes on is not warmed up again"
+    kept = getattr(learn, 'checkpoint', None)
+    going_on = kept and kept.resume and kept.file.exists()
+    if recipe.warm and not going_on: warm_up(learn, recipe)
     learn.fit(recipe.epochs)
     return learn
 
@@ -657,18 +656,18 @@ def warm_up(
     teach(m.look, lambda x, y: F.mse_loss(m.look(x), haematoxylin(x)), r.warm_lr)
     teach(m.scale, scale_loss, r.lr)
 
-# %% ../nbs/papers/20_scale_attention.ipynb #a701f143
+# %% ../nbs/papers/20_scale_attention.ipynb #834325bf
 def phantom_auc(
     name:str, # key of `variants` or `mends`
     seed:int, # of training
     tiles, # of `slide_tiles`
     samples, # list of `Sample`
 )->float: # in [0,1]
-    "AUC of the attention after a `tiny` training, kept in the ledger"
-    done = ledger.results('scale_attention')
+    "AUC of the attention after a `tiny` training, kept in the ledger with its recipe; with another recipe it is measured anew"
+    r,done = variant(name, AttentionRecipe.at('tiny', seed=seed)),ledger.results('scale_attention')
     done = done[(done.system==name)&(done.dataset=='phantom')&(done.metric=='auc')&(done.seed==seed)]
-    if len(done): return done.value.iloc[-1]
-    r = variant(name, AttentionRecipe.at('tiny', seed=seed))
+    same = [v for v,o in zip(done.value, done.get('recipe', [])) if o==json.loads(json.dumps(r.to_dict()))]
+    if same: return same[-1]
     learn = attention_learner(attention_dls(tiles, r), r)
     with quiet(learn): attention_fit(learn, r)
     images = [normalised(s.image, r)[None] for s in samples]

@@ -11,8 +11,9 @@ from histolab_nb.slides import Slide
 from histolab_nb.training import load_model, quiet, save_model
 from histolab_nb import scale_attention
 from histolab_nb.scale_attention import (AttentionRecipe, LabelledTiles, NucleusNet, ScaleAttention, ScaleTiles, SparseSigmoid, StainGuidedRecipe)
-from histolab_nb.scale_attention import (attend, attention_auc, attention_dls, attention_done, attention_learner, attention_map, attention_model, attention_run)
-from histolab_nb.scale_attention import (equivariance, fills, guided_map, guided_predict, nuclei_model, prior_nuclei)
+from histolab_nb.scale_attention import (attend, attention_auc, attention_dls, attention_done, attention_fit, attention_learner)
+from histolab_nb.scale_attention import attention_map, attention_model, attention_run
+from histolab_nb.scale_attention import (equivariance, fills, guided_map, guided_predict, nuclei_model, phantom_auc, prior_nuclei)
 from histolab_nb.scale_attention import (receptive_field, sample_tiles, shrink, slide_tiles, smoothness, soft_labels, stain_guided_fit)
 from histolab_nb.scale_attention import (taught_loss, variant, variants, views, warm_up)
 
@@ -178,6 +179,26 @@ def test_warm_up_uses_as_many_batches_as_it_says(samples):
     assert steps==[True]*5+[False]*5
     assert learn.model.gate.seen==5 and any((a!=b).any() for a,b in zip(before, learn.model.scale.parameters()))
 
+def test_training_that_goes_on_is_not_warmed_up_again(samples, tmp_path, monkeypatch):
+    r,warmed = replace(tiny, warm=2),[]
+    warm = lambda learn, recipe: warmed.append(1) or warm_up(learn, recipe)
+    monkeypatch.setattr(scale_attention, 'warm_up', warm)
+    def fit(folder, *cbs):
+        learn = attention_learner(attention_dls(sample_tiles(samples, r), r), r, samples, folder, cbs)
+        try:
+            with quiet(learn): attention_fit(learn, r)
+        except KeyboardInterrupt: pass
+        return learn
+    class Kill(scale_attention.Callback):
+        order = 1000
+        def before_epoch(self):
+            if self.epoch==1: raise KeyboardInterrupt
+    whole,_,again = fit(tmp_path/'a'),fit(tmp_path/'b', Kill()),fit(tmp_path/'b')
+    assert len(warmed)==2
+    for a,b in zip(whole.model.state_dict().values(), again.model.state_dict().values()): assert torch.allclose(a.float(), b.float(), atol=1e-5)
+    fit(tmp_path/'a')
+    assert len(warmed)==2
+
 def test_saved_model_is_the_same(model, samples, tmp_path):
     save_model(model, tmp_path/'m.safetensors', tiny)
     again,r = load_model(tmp_path/'m.safetensors', attention_model, AttentionRecipe)
@@ -200,6 +221,16 @@ def test_a_run_goes_into_the_ledger(samples, tmp_path, monkeypatch):
     done = lambda *sets, scale='tiny': attention_done('-WSI', sets, scale)
     assert done(('MoNuSeg','val')) and not done(('MoNuSeg','val'), scale='small') and not done(('MoNuSeg','val'), ('CoNSeP','train'))
     assert list(scores_table('scale_attention', 'MoNuSeg', 'val', ('aji','adc'), 'tiny').index)==['-WSI']
+
+def test_auc_of_another_recipe_is_not_taken(monkeypatch, tmp_path):
+    monkeypatch.setenv('HISTOLAB_RESULTS', str(tmp_path))
+    monkeypatch.setattr(scale_attention, 'attention_learner', lambda *args: 1/0)
+    r = variant('warm', AttentionRecipe.at('tiny', seed=3))
+    keep = lambda recipe, value: ledger.save_result('scale_attention', 'warm', 'phantom', 'test', 'auc', value, scale='tiny', seed=3, recipe=recipe.to_dict())
+    keep(replace(r, epochs=1), .4)
+    with pytest.raises(ZeroDivisionError): phantom_auc('warm', 3, {40:[np.zeros((1,99,99,3), np.uint8)]}, [])
+    keep(r, .7)
+    assert phantom_auc('warm', 3, None, [])==.7
 
 def test_claims_of_the_table():
     df = ledger.claims('scale_attention')
