@@ -173,11 +173,11 @@ class InstanceRecipe(Recipe):
     min_size:int = 30 # smaller objects are no nuclei, px of the image *
     seed:int = 42 # of everything random
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #ccd8ce89
+# %% ../nbs/papers/30_instance_ssl.ipynb #1189bd94
 InstanceRecipe._scales = dict(
     tiny=dict(shrink=2, encoder='resnet10t', window=125, size=96, batch_size=8, batches=6, epochs=5, lr=2e-3,
         crop=96, decoder=(64,48,32,16,16), fit_batch_size=12, fit_batches=20, fit_epochs=3, fit_lr=4e-3, views=1),
-    small=dict(reinhard=True, shrink=2, encoder='resnet18', window=250, size=192, batches=20, epochs=10,
+    small=dict(reinhard=True, shrink=2, encoder='resnet18', window=250, size=192, batches=12, epochs=10,
         crop=128, decoder=(128,64,32,16,16), fit_batches=15, fit_epochs=20, fit_lr=2e-3, overlap=0.25, views=4))
 
 # %% ../nbs/papers/30_instance_ssl.ipynb #9287fcdb
