@@ -2,6 +2,7 @@
 import os, pickle, signal, subprocess, sys
 from dataclasses import replace
 import numpy as np, pandas as pd, pytest, torch
+from pathlib import Path
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from scipy import ndimage as ndi
@@ -521,6 +522,13 @@ def test_the_split_of_the_paper_on_the_data():
     for s in issl_samples(): parts.setdefault(s.split, set()).add(s.patient)
     assert len(parts['train'])==24 and len(parts['val'])==6 and 0<len(parts['extra'])<=7
     assert not parts['train']&parts['val'] and not parts['extra']&(parts['train']|parts['val'])
+
+def test_the_benchmark_runs(tmp_path):
+    "Both loops train alike, or it stops; tried once, nothing is kept"
+    path,env = Path(__file__).parent.parent/'benchmarks'/'instance_ssl.py',dict(os.environ, HISTOLAB_RESULTS=str(tmp_path), OMP_NUM_THREADS='1')
+    done = subprocess.run([sys.executable, path, '--quick', '--device', 'cpu'], capture_output=True, text=True, env=env)
+    assert done.returncode==0, done.stderr
+    assert 'share of the bare loop, learner' in done.stdout and not list(tmp_path.iterdir())
 
 # What a user may get wrong
 
