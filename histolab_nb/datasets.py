@@ -562,7 +562,7 @@ def pannuke(
         class_names=pannuke_classes, empty=True) for _,i,l in find_folders(root, [('imgs', 'masks')]) for s,p,q in pair_files(list_files(i), list_files(l, ('.mat',))))
     return res or _nothing('PanNuke', root, 'Fold 1/images/fold1/images.npy and so on')
 
-# %% ../nbs/foundations/07_datasets.ipynb #22338df3
+# %% ../nbs/foundations/07_datasets.ipynb #5f1ab970
 def _cpm_files(root):
     "(folder, stem, image, label) of every image below `root`"
     found = [(f, list_files(i), list_files(l, label_types)) for f,i,l in find_folders(root, [('images', 'labels')])]
@@ -585,6 +585,9 @@ def cpm(
         number = re.fullmatch(r'image(\d+)', s) if q.suffix=='.txt' else None
         res.append(Sample(s, p, functools.partial(read_rgb, p), functools.partial(read_labels, q), split=split_of(folder, root),
             mpp=(0.5 if int(number[1])<8 else 0.25) if number else None, info=dict(year=int(y[-1])) if y else {}))
+    often = Counter(o.name for o in res)
+    for o in res:
+        if often[o.name]>1: o.name = '-'.join([*o.path.parent.relative_to(root).parts, o.name])
     if folds:
         for i,part in enumerate(by_patient(res, folds, seed), 1):
             for o in part: o.split = f'fold {i}'

@@ -84,7 +84,7 @@ A `Row` is one number of the paper: a system, a fraction, a seed, and for CPM a 
 
 `issl_row` also measures it on every part of the data it was not trained on, and writes AJI, Dice, Dice_2 and PQ with the values of all images into the ledger.
 
-`issl_grid` runs many rows, one after the other. A row that is in the ledger is not run again, so a grid that was killed goes on with what is missing.
+`issl_grid` runs many rows, one after the other. A row that is in the ledger, with the same recipe, is not run again, so a grid that was killed goes on with what is missing. For CPM `fold_mean` adds the average of Table 4 when all five folds are there.
 
 `issl_samples` puts the split of the paper and those later images together.
 
@@ -102,10 +102,10 @@ __all__ = ['changes', 'Pretext', 'Segmentation', 'Row', 'fractions', 'InstanceRe
            'InstanceLoss', 'right_triplet', 'right_order', 'colour_counts', 'colour_loss', 'colour_error',
            'system_recipe', 'pretext_net', 'pretext_learner', 'shortcut_test', 'count_table', 'density_map',
            'boundary_map', 'LabelledCrops', 'issl_dls', 'issl_learner', 'view', 'view_back', 'issl_map', 'nuclei_from',
-           'issl_predict', 'issl_evaluate', 'fraction_of', 'row_name', 'table_rows', 'issl_pretext', 'issl_fit',
-           'issl_row', 'issl_grid', 'issl_samples', 'gains']
+           'issl_predict', 'issl_evaluate', 'fraction_of', 'row_name', 'row_recipe', 'row_data', 'table_rows',
+           'issl_pretext', 'issl_fit', 'issl_row', 'fold_mean', 'issl_grid', 'issl_samples', 'gains']
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #fe3848d8
+# %% ../nbs/papers/30_instance_ssl.ipynb #e486033f
 import itertools, logging, math, time, numpy as np, pandas as pd, segmentation_models_pytorch as smp, timm, torch
 from collections import namedtuple
 from dataclasses import dataclass, replace
@@ -114,12 +114,13 @@ from fastai.callback.schedule import *
 from fastai.metrics import DiceMulti, accuracy as class_accuracy
 from scipy import ndimage as ndi
 from scipy.stats import spearmanr
-from skimage.segmentation import watershed
+from skimage.segmentation import relabel_sequential, watershed
 from skimage.transform import downscale_local_mean
 from torchvision.transforms.v2 import Normalize as NormaliseChannels
 from . import ledger
 from .ledger import *
 from .core import *
+from .slides import *
 from .stain import *
 from .metrics import *
 from .plots import *
@@ -243,7 +244,7 @@ def cut_patches(
         res.append(resized(p if limit is None else resized(p, min(int(limit[i]), s)), size))
     return torch.cat(res)
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #1b640acf
+# %% ../nbs/papers/30_instance_ssl.ipynb #ba5f0b1f
 class Windows:
     "Random squares of images, turned and mirrored at random"
     def __init__(self,
@@ -251,10 +252,11 @@ class Windows:
         side:int, # px
         n:int, # items an epoch
         seed:int|None=None, # the same items every time; anew each time if none
+        names=None, # of the images, for messages
     ):
         if not len(images): raise DataError('there is no image')
-        for i,o in enumerate(images):
-            if min(o.shape[:2])<side: raise DataError(f'image {i} has {o.shape[1]} x {o.shape[0]} px, and a window should have {side}', fix='Choose a smaller window in the recipe: the sides of the patches follow it')
+        for o,name in zip(images, names or range(len(images))):
+            if min(o.shape[:2])<side: raise DataError(f'image {name} has {o.shape[1]} x {o.shape[0]} px, and a window should have {side}', fix='Choose a smaller window in the recipe: the sides of the patches follow it')
         self.images,self.side,self.n,self.seed = list(images),side,n,seed
         area = np.array([math.prod(o.shape[:2]) for o in images], float)
         self.ends = np.cumsum(area/area.sum())
@@ -304,15 +306,17 @@ class Triplets(PretextTask):
         parts = [cut_patches(x, boxes[:,i], self.r.size, limit if i<2 else None) for i in range(3)]
         return self.jitter(torch.cat(parts)),small.to(x.device)
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #1f6c65a7
+# %% ../nbs/papers/30_instance_ssl.ipynb #6be5d5e0
 def permutation_set(
     n:int, # orders wanted
     parts:int=9, # things to be ordered
     seed:int=0, # of the first order and of the candidates
 )->torch.Tensor: # (n,parts)
     "Orders that differ from each other in many places"
+    if n>math.factorial(parts): raise DataError(f'{parts} things have {math.factorial(parts)} orders, not {n}')
     g = torch.Generator().manual_seed(seed)
-    cand = torch.stack([torch.randperm(parts, generator=g) for _ in range(2000)])
+    cand = torch.stack([torch.randperm(parts, generator=g) for _ in range(2000)]).unique(dim=0)
+    if len(cand)<n: raise DataError(f'{n} orders are too many', fix='Ask for fewer')
     chosen = cand[:1]
     while len(chosen)<n: chosen = torch.cat([chosen, cand[(cand[:,None]!=chosen).sum(-1).amin(1).argmax()][None]])
     return chosen
@@ -346,7 +350,7 @@ class Colours(PretextTask):
         p = self.jitter(self.anywhere(x))
         return p[:,1:2].expand(-1, 3, -1, -1).contiguous(),p[:,::2]
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #7de335d5
+# %% ../nbs/papers/30_instance_ssl.ipynb #d8235999
 class Encoder(nn.Module):
     "A network of timm as a pyramid of features; images are brought to ImageNet's mean and deviation inside"
     def __init__(self,
@@ -356,13 +360,16 @@ class Encoder(nn.Module):
         super().__init__()
         if name not in timm.list_models(): raise DataError(f'timm has no network {name!r}', fix='timm.list_models() names them: resnet18, resnet34, resnet101 ...')
         self.norm,self.started = NormaliseChannels(timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD),'random'
-        make = lambda weights: smp.encoders.get_encoder(f'tu-{name}', weights=weights)
         logging.getLogger('huggingface_hub').setLevel(logging.ERROR) # it would report every attempt
-        try: self.net,self.started = make('imagenet' if imagenet else None),'imagenet' if imagenet else 'random'
-        except Exception as e:
-            if not imagenet: raise DataError(f'{name} cannot be the encoder of a U-Net ({e})', fix='Take a ResNet, such as resnet18') from None
-            print(f'no weights for {name} ({type(e).__name__}): it starts at random')
-            self.net = make(None)
+        if imagenet:
+            try: self.net,self.started = smp.encoders.get_encoder(f'tu-{name}', weights=True),'imagenet'
+            except Exception as e: print(f'no weights for {name} ({type(e).__name__}): it starts at random')
+        try:
+            if self.started=='random': self.net = smp.encoders.get_encoder(f'tu-{name}', weights=None)
+            with torch.no_grad(): sides = [o.shape[-1] for o in self.net.eval()(torch.zeros(1, 3, 64, 64))]
+        except Exception as e: raise DataError(f'{name} cannot be the encoder of a U-Net ({e})', fix='Take a ResNet, such as resnet18') from None
+        if sides!=[64,32,16,8,4,2]: raise DataError(f'{name} cannot be the encoder of a U-Net: its features have sides {sides} for 64 px', fix='Take a ResNet, such as resnet18')
+        self.net.train()
         self.channels = self.net.out_channels
 
     def forward(self, x): return self.net(self.norm(x)) # float (B,3,H,W) in [0,1] to features, each half the size of the one before
@@ -513,7 +520,7 @@ def colour_error(out, y):
     "Mean error of red and blue, in grey levels of 0 to 255"
     return 255*(out[0].float()-resized(y, out[0].shape[-1])).abs().mean()
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #07de8722
+# %% ../nbs/papers/30_instance_ssl.ipynb #0d6e3be8
 changes = {'SSL':{}, 'ST':dict(ranking=0.), 'CR':dict(triplet=0.), 'SSL matched':dict(blur_match=True), 'Jigsaw':{}, 'RotNet':{}, 'ColorMe':{}, 'ImageNet':dict(imagenet=True), 'scratch':{}}
 Pretext = namedtuple('Pretext', 'task net loss metrics')
 
@@ -530,6 +537,7 @@ def pretext_net(
     recipe, # its recipe, of `system_recipe`
 )->Pretext: # what sets the question, the network, its loss and what is watched
     "All that a pretext needs"
+    if system not in changes or system in ('scratch','ImageNet'): raise DataError(f'there is no pretext {system!r}', fix=f'Choose one of {", ".join(list(changes)[:-2])}')
     enc = make_encoder(recipe)
     make = lambda head, *a: PretextNet(enc, head(enc.channels, recipe, *a))
     if system=='RotNet': return Pretext(Turns(recipe), make(ClassHead, 4), CrossEntropyLossFlat(), [class_accuracy])
@@ -537,7 +545,7 @@ def pretext_net(
     if system=='ColorMe': return Pretext(Colours(recipe), make(ColourHead), colour_loss, [colour_error])
     return Pretext(Triplets(recipe), make(TripletHead), InstanceLoss(recipe), [right_triplet, right_order])
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #02681d29
+# %% ../nbs/papers/30_instance_ssl.ipynb #d9771dd6
 def pretext_learner(
     system:str, # a key of `changes` that has a pretext
     samples, # list of `Sample` to learn from; their annotation is not looked at
@@ -551,7 +559,7 @@ def pretext_learner(
     set_seed(r.seed)
     p = pretext_net(system, r)
     bs = r.batch_size*p.task.each
-    windows = lambda s, n, seed=None: Windows([small_image(o.image, r) for o in s], r.window, n*bs, seed)
+    windows = lambda s, n, seed=None: Windows([small_image(o.image, r) for o in s], r.window, n*bs, seed, [o.name for o in s])
     loaders = DataLoader(windows(samples, r.batches), bs=bs, device=device),DataLoader(windows(valid, 4, r.seed), bs=bs, device=device)
     cbs = [*L(cbs), DeviceAugment(p.task, valid=True, targets=True), Monitor(), StopOnNaN(), *speedups(device)]
     if folder: cbs.append(Checkpoint(out_folder(folder), recipe=r))
@@ -577,7 +585,7 @@ def shortcut_test(
             rows.append(dict(side=side, kind=kind.replace('_', ' '), triplet=right_triplet(out).item(), order=right_order(out).item()))
     return pd.DataFrame(rows)
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #60ea7538
+# %% ../nbs/papers/30_instance_ssl.ipynb #c5502b6b
 @torch.no_grad()
 def count_table(
     net, # `PretextNet` of triplets
@@ -591,7 +599,7 @@ def count_table(
     ds = Windows([np.dstack([small_image(s.image, r), small_instances(s.instances, r)]) for s in samples], triplet_sizes(r)[0], n, seed)
     cuts = [ds.draw(i) for i in range(n)]
     x = as_batch(np.stack([o[...,:3].astype(np.uint8) for o in cuts]), next(net.parameters()).device)
-    return pd.DataFrame(dict(count=[len(np.unique(o[...,3]))-1 for o in cuts], score=net(resized(x, r.size))[1].cpu().numpy()))
+    return pd.DataFrame(dict(count=[np.count_nonzero(np.unique(o[...,3])) for o in cuts], score=net(resized(x, r.size))[1].cpu().numpy()))
 
 # %% ../nbs/papers/30_instance_ssl.ipynb #9d197e09
 @torch.no_grad()
@@ -607,17 +615,18 @@ def density_map(
     each = torch.einsum('c,chw->hw', f@head.embed.weight, feats)
     return ((each+f@head.embed.bias)/length+head.count.bias).cpu().numpy()
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #38a54c03
+# %% ../nbs/papers/30_instance_ssl.ipynb #2b563a65
 def boundary_map(
     instances, # int32 (H,W)
-    width:int=1, # pixels of a nucleus at most so far from another label are boundary, px
+    width:int=1, # pixels of a nucleus with another label within a disk of this radius are boundary, px
 )->np.ndarray: # uint8 (H,W): 0 background, 1 body, 2 boundary
     "The classes of the target task (Sec. 2.2)"
+    if width<1: raise DataError(f'a boundary has at least 1 px, not {width}')
     near = np.hypot(*np.mgrid[-width:width+1,-width:width+1])<width+0.5
     inner = ndi.minimum_filter(instances, footprint=near)==ndi.maximum_filter(instances, footprint=near)
     return np.where(instances>0, np.where(inner, 1, 2), 0).astype(np.uint8)
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #62299b82
+# %% ../nbs/papers/30_instance_ssl.ipynb #e1cbe966
 class LabelledCrops(Windows):
     "Random crops of annotated samples with their classes"
     def __init__(self,
@@ -627,7 +636,7 @@ class LabelledCrops(Windows):
         seed:int|None=None, # as in `Windows`
     ):
         both = [np.dstack([small_image(s.image, recipe), boundary_map(small_instances(s.instances, recipe), recipe.boundary)]) for s in samples]
-        super().__init__(both, recipe.crop, n, seed)
+        super().__init__(both, recipe.crop, n, seed, [s.name for s in samples])
 
     def __getitem__(self, i):
         "A crop uint8 (3,S,S) and its classes int64 (S,S)"
@@ -668,7 +677,7 @@ def issl_learner(
     if r.freeze: learn.freeze()
     return learn
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #8b174140
+# %% ../nbs/papers/30_instance_ssl.ipynb #374f91b1
 def view(x, i): # float (B,C,S,S), number of the view 0..7
     "One of the eight ways to lay a square down"
     return x.rot90(i%4, (-2,-1)) if i<4 else x.rot90(i%4, (-2,-1)).flip(-1)
@@ -683,7 +692,8 @@ def issl_map(
     recipe, # `InstanceRecipe`
 )->np.ndarray: # float32 (3,H,W): probabilities of background, body and boundary
     "Sliding windows, averaged over views (Sec. 2.2 and the one-step network it follows)"
-    model,k,(h,w) = getattr(model, 'model', model),recipe.shrink,image.shape[:2]
+    model,k,(h,w) = getattr(model, 'model', model),recipe.shrink,check_image(image).shape[:2]
+    if not 1<=recipe.views<=8: raise DataError(f'there are 1 to 8 views, not {recipe.views}')
     device = next(model.parameters()).device
     model.eval()
     def predict(x): return sum(view_back(model(view(x, i)).softmax(1), i) for i in range(recipe.views))/recipe.views
@@ -691,7 +701,7 @@ def issl_map(
     prob = sliding_map(predict, small, recipe.crop, recipe.overlap, device=device)
     return prob if k==1 else F.interpolate(torch.from_numpy(prob)[None], scale_factor=k, mode='bilinear')[0,:,:h,:w].numpy()
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #0a96ca09
+# %% ../nbs/papers/30_instance_ssl.ipynb #6ee64d35
 def nuclei_from(
     prob, # float (3,H,W): probabilities of background, body, boundary
     recipe, # `InstanceRecipe`; its lengths are px of this map
@@ -702,7 +712,10 @@ def nuclei_from(
     if r.split=='bodies': return boundary_instances(prob, r.min_size)
     mask = drop_small(prob[0]<0.5, r.min_size)
     height = ndi.gaussian_filter(mask_distance(mask)*prob[1], r.sigma)
-    return watershed(-height, ndi.label(find_peaks(height, mask, r.peak), np.ones((3,3)))[0], mask=mask).astype(np.int32)
+    peaks,pieces = find_peaks(height, mask, r.peak),ndi.label(mask)[0]
+    peaks |= mask & ~np.isin(pieces, pieces[peaks]) # a small piece beside a large one has no peak of its own
+    res = watershed(-height, ndi.label(peaks, np.ones((3,3)))[0], mask=mask).astype(np.int32)
+    return relabel_sequential(np.where((np.bincount(res.ravel())>=r.min_size)[res], res, 0))[0].astype(np.int32)
 
 # %% ../nbs/papers/30_instance_ssl.ipynb #b77dd7fd
 Segmentation = namedtuple('Segmentation', 'prob instances') # float (3,H,W); int32 (H,W), 0 is background
@@ -716,7 +729,7 @@ def issl_predict(
     prob = issl_map(model, image, recipe)
     return Segmentation(prob, nuclei_from(prob, recipe))
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #ab54013f
+# %% ../nbs/papers/30_instance_ssl.ipynb #d37a47fa
 def issl_evaluate(
     model, # `ResUNet`, a Learner of one, or a function from uint8 (H,W,3) to an instance map (H,W)
     samples, # list of annotated `Sample`
@@ -724,10 +737,11 @@ def issl_evaluate(
 )->pd.DataFrame: # a row per image: aji, dice, dice2, pq and others
     "All scores on samples"
     net = getattr(model, 'model', model)
+    if isinstance(net, nn.Module) and recipe is None: raise DataError('a model needs its recipe', fix='issl_evaluate(model, samples, recipe)')
     predict = (lambda img: issl_predict(net, img, recipe).instances) if isinstance(net, nn.Module) else model
     return instance_table((s.instances for s in samples), (predict(s.image) for s in samples), [s.name for s in samples])
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #9bb3b4a9
+# %% ../nbs/papers/30_instance_ssl.ipynb #45e2a786
 def fraction_of(
     samples, # list of `Sample`
     fraction:float, # of them, in (0,1]
@@ -741,12 +755,12 @@ def fraction_of(
     res = [samples[i] for i in order[:whole]]
     if rest>1e-6:
         last = samples[order[whole]]
-        side = int(min(last.shape)*math.sqrt(rest))
+        side = min(*last.shape, int(math.sqrt(math.prod(last.shape)*rest)))
         if side>=recipe.crop*recipe.shrink: res.append(middle(last, side))
     if not res: raise DataError(f'{fraction:.2%} of {len(samples)} images leave nothing as large as a crop', fix='Choose a larger fraction, or a smaller crop')
     return res
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #18f87c42
+# %% ../nbs/papers/30_instance_ssl.ipynb #717fa9a4
 Row = namedtuple('Row', 'system fraction seed fold frozen', defaults=(1., 42, None, False))
 fractions = 1.,.7,.5,.3,.1
 
@@ -754,7 +768,22 @@ def row_name(
     row, # `Row`
 )->str:
     "Its name in the ledger"
-    return f'{row.system}{" frozen" if row.frozen else ""} {row.fraction:.0%}'
+    return f'{row.system}{" frozen" if row.frozen else ""} {100*row.fraction:g}%'
+
+def row_recipe(
+    row, # `Row`
+    recipe, # `InstanceRecipe`
+)->InstanceRecipe:
+    "The recipe with the seed and the changes of a row"
+    return replace(system_recipe(row.system, recipe), seed=row.seed, freeze=row.frozen)
+
+# %% ../nbs/papers/30_instance_ssl.ipynb #c616b353
+def row_data(
+    row, # `Row`
+    dataset:str, # such as 'CPM'
+)->str:
+    "The name of its data in the ledger: a fold of Table 4 has one of its own"
+    return f'{dataset} fold {row.fold}' if row.fold else dataset
 
 def table_rows(
     table:int, # of the paper, 1 to 4
@@ -789,7 +818,7 @@ def issl_pretext(
         save_model(learn.model, file, r)
     return learn.model
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #c8d9b379
+# %% ../nbs/papers/30_instance_ssl.ipynb #b98034fa
 def issl_fit(
     row, # `Row`
     samples, # list of `Sample` whose `split` is 'train', 'val', ..., or 'fold 1' to 'fold 5'
@@ -800,16 +829,16 @@ def issl_fit(
     parts = {k:[s for s in samples if s.split==k] for k in dict.fromkeys(s.split for s in samples)}
     train = [s for k,v in parts.items() if k!=f'fold {row.fold}' for s in v] if row.fold else parts.get('train', [])
     if not train or row.fold and f'fold {row.fold}' not in parts: raise DataError(f'there is nothing to train on for {row}', fix=f'The samples have the splits {", ".join(map(str, parts))}')
-    r = replace(recipe, seed=row.seed)
+    r = row_recipe(row, recipe)
     valid,place = parts.get('val', train),folder and Path(folder)/f'fold {row.fold or 0}'
-    net,r = issl_pretext(row.system, train, valid, r, place and place/'pretext'),replace(system_recipe(row.system, r), freeze=row.frozen)
+    net = issl_pretext(row.system, train, valid, replace(r, freeze=False), place and place/'pretext')
     name = f'{row_name(row)}-{row.seed}'.replace(' ', '_')
     learn = issl_learner(issl_dls(fraction_of(train, row.fraction, r), r, valid), r, net and net.encoder, place and place/name)
     if net: learn.model.started = row.system
     with quiet(learn): learn.fit_one_cycle(r.fit_epochs, r.fit_lr)
     return learn,r
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #0dff199d
+# %% ../nbs/papers/30_instance_ssl.ipynb #e8397daf
 def issl_row(
     row, # `Row`
     samples, # as for `issl_fit`
@@ -825,12 +854,30 @@ def issl_row(
     done = {}
     for split in dict.fromkeys(s.split for s in samples):
         if split=='train' or row.fold and split!=f'fold {row.fold}': continue
-        done[dataset,split] = table = issl_evaluate(learn, [s for s in samples if s.split==split], r)
-        save_scores(table[['aji','dice','dice2','pq']], 'instance_ssl', row_name(row), dataset, split, scale=scale, seed=row.seed, device=learn.dls.device, seconds=time.time()-start,
+        done[row_data(row, dataset),split] = table = issl_evaluate(learn, [s for s in samples if s.split==split], r)
+        save_scores(table[['aji','dice','dice2','pq']], 'instance_ssl', row_name(row), row_data(row, dataset), split, scale=scale, seed=row.seed, device=learn.dls.device, seconds=time.time()-start,
             peak_memory=learn.monitor.table.memory_mb.max()/1024, recipe=r.to_dict(), started=learn.model.started, fraction=row.fraction, folder=results)
     return done
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #e3c6bf05
+# %% ../nbs/papers/30_instance_ssl.ipynb #0d66de39
+def fold_mean(
+    row, # `Row`; its fold does not matter
+    dataset:str='CPM', # name, for the ledger
+    scale:str='small', # of the runs
+    results=None, # folder of the ledger
+    folds:int=5, # how many there are
+)->bool: # were all there?
+    "The mean over the folds of Table 4, into the ledger"
+    df = ledger.results('instance_ssl', results)
+    names = [f'{dataset} fold {i}' for i in range(1, folds+1)]
+    df = df[(df.system==row_name(row))&(df.scale==scale)&(df.seed==row.seed)&df.dataset.isin(names)]
+    for metric,runs in df.groupby('metric'):
+        if set(runs.dataset)!=set(names): return False
+        values = {k:v for o in runs.per_image for k,v in o.items()}
+        save_result('instance_ssl', row_name(row), dataset, f'{folds} folds', metric, runs.value.mean(), values, scale, row.seed, folder=results)
+    return len(df)>0
+
+# %% ../nbs/papers/30_instance_ssl.ipynb #36be6801
 def issl_grid(
     rows, # list of `Row`
     samples, # as for `issl_fit`
@@ -843,10 +890,13 @@ def issl_grid(
     "All rows that are not in the ledger yet"
     run,scale = [],get_scale(scale)
     for row in rows:
-        sets = [(dataset,k) for k in {s.split for s in samples} if k!='train' and (not row.fold or k==f'fold {row.fold}')]
-        if is_done('instance_ssl', row_name(row), sets, scale, row.seed, 'pq', results): continue
+        splits = [f'fold {row.fold}'] if row.fold else {s.split for s in samples}-{'train'}
+        if not splits or row.fold and splits[0] not in {s.split for s in samples}: raise DataError(f'there is nothing to measure on for {row}', fix="Samples need a split other than 'train', or that fold")
+        sets = [(row_data(row, dataset),o) for o in splits]
+        if is_done('instance_ssl', row_name(row), sets, scale, row.seed, 'pq', results, row_recipe(row, recipe)): continue
         print(f'{row_name(row)}, seed {row.seed}'+(f', fold {row.fold}' if row.fold else ''))
         issl_row(row, samples, recipe, dataset, folder, scale, results)
+        if row.fold: fold_mean(row, dataset, scale, results)
         run.append(row)
     return run
 
@@ -859,27 +909,27 @@ def issl_samples(
     names = {s.name for s in known}
     return known+L(replace(s, split='extra') for s in monuseg(path, extra=True) if s.name not in names)
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #c6235c25
+# %% ../nbs/papers/30_instance_ssl.ipynb #e4fe22c2
 def gains(
     split:str='extra', # part of the data
     dataset:str='MoNuSeg', # name of the data set
     scale:str='small', # scale of the runs
     metric:str='aji', # what is compared
     folder=None, # of the ledger
-)->pd.DataFrame: # a row per system and fraction: gain over scratch in points, its 95 % interval, seeds; the paper's gain
+)->pd.DataFrame: # a row per system and fraction: gain over scratch in points, its 95 % interval, seeds, what the encoders started from; the paper's gain
     "Gain over training from scratch on the same images"
     df = ledger.results('instance_ssl', folder)
     df = df[(df.dataset==dataset)&(df.split==split)&(df.scale==scale)&(df.metric==metric)]
     claim = claims('instance_ssl')
-    claim = claim[claim.metric==f'{metric} %'].drop_duplicates('system').set_index('system').value
+    claim = claim[(claim.metric==f'{metric} %')&(claim.dataset==dataset)].drop_duplicates('system').set_index('system').value
     rows = []
     for name,runs in df.groupby('system'):
         system,part = name.rsplit(' ', 1)
         base = f'scratch{" frozen" if system.endswith("frozen") else ""} {part}'
-        if name==base or not (df.system==base).any(): continue
+        seeds = set(runs.seed)&set(df[df.system==base].seed)
+        if name==base or not seeds: continue
         g = paired_gain('instance_ssl', name, base, dataset, split, metric, scale, folder)
-        seeds = len(set(runs.seed)&set(df[df.system==base].seed))
-        rows.append({'system':system, 'labels':part, 'gain':100*g.value, 'low':100*g.low, 'high':100*g.high, 'seeds':seeds,
+        rows.append({'system':system, 'labels':part, 'gain':100*g.value, 'low':100*g.low, 'high':100*g.high, 'seeds':len(seeds), 'started':', '.join(sorted(set(runs.started))),
             'paper':claim[name]-claim[base] if name in claim else np.nan})
     return pd.DataFrame(rows)
 

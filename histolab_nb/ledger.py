@@ -126,7 +126,7 @@ def save_scores(
     known = {k:v.dropna() for k,v in scores.items()}
     return [save_result(paper, system, dataset, split, k, v.mean(), v.round(4).to_dict(), images=len(v), **more) for k,v in known.items() if len(v)]
 
-# %% ../nbs/foundations/01_ledger.ipynb #60ebfa7b
+# %% ../nbs/foundations/01_ledger.ipynb #d02cb016
 def is_done(
     paper:str, # short name
     system:str, # what should have been measured
@@ -135,11 +135,13 @@ def is_done(
     seed:int|None=42, # its seed
     metric:str='aji', # the score that should be there
     folder:str|Path|None=None, # see `results_folder`
+    recipe:Recipe|None=None, # the recipe it should have been measured with; any if none
 )->bool:
     "Is the system in the ledger already, on all these sets?"
     df = results(paper, folder)
     same = df.seed.isna() if seed is None else df.seed==seed
     df = df[(df.system==system)&(df.scale==scale)&(df.metric==metric)&same]
+    if recipe and len(df): df = df[[o==recipe.to_dict() for o in df.get('recipe', [None]*len(df))]]
     return set(sets)<=set(zip(df.dataset, df.split))
 
 # %% ../nbs/foundations/01_ledger.ipynb #8a3a78c5
