@@ -469,9 +469,9 @@ def test_a_fold_is_not_trained_on(tmp_path, monkeypatch):
     sets = issl_row(Row('SSL', 1., 1, fold=2), known, small, 'CPM', tmp_path/'run', 'tiny', tmp_path/'results')
     out = {o.name for o in known if o.split=='fold 2'}
     assert len(seen)==2 and all(o and not out&{s.name for s in o} for o in seen)
-    assert list(sets)==[('CPM','fold 2')] and set(sets['CPM','fold 2'].index)==out
+    assert list(sets)==[('CPM fold 2','fold 2')] and set(sets['CPM fold 2','fold 2'].index)==out
     df = ledger.results('instance_ssl', tmp_path/'results')
-    assert set(df.split)=={'fold 2'} and set(df.seed)=={1} and set(df.dataset)=={'CPM'}
+    assert set(df.split)=={'fold 2'} and set(df.seed)=={1} and set(df.dataset)=={'CPM fold 2'}
     seen.clear()
     assert issl_grid([Row('SSL', 1., 1, fold=2)], known, small, 'CPM', tmp_path/'run', 'tiny', tmp_path/'results')==[] and not seen
 
@@ -532,95 +532,75 @@ def test_the_benchmark_runs(tmp_path):
 
 # What a user may get wrong
 
-defect = pytest.mark.xfail(strict=True, reason='not mended yet: take the mark away when it is')
-
-@defect
 @pytest.mark.parametrize('image', [np.zeros((64,64), np.uint8), [[1,2]]], ids=['grey','list'])
 def test_images_that_are_no_colour_array(model, image):
     with pytest.raises(DataError): issl_predict(model, image, tiny)
 
-@defect
 @pytest.mark.parametrize('views', [0, 9])
 def test_views_there_are_not(model, samples, views):
     with pytest.raises(DataError): issl_map(model, samples[0].image, replace(tiny, views=views))
 
-@defect
 def test_a_model_without_its_recipe(model, samples):
     with pytest.raises(DataError): issl_evaluate(model, samples)
 
-@defect
 @pytest.mark.parametrize('system', ['scratch','ImageNet'])
 def test_systems_without_a_pretext(system, samples, monkeypatch):
     monkeypatch.setitem(changes, 'ImageNet', {}) # no weights are fetched
     with pytest.raises(DataError): pretext_learner(system, samples, samples, tiny)
 
-@defect
 def test_pretext_of_an_unknown_name():
     with pytest.raises(DataError): pretext_net('RotNte', tiny)
 
-@defect
 def test_no_pyramid_with_weights():
     with pytest.raises(DataError): Encoder('vit_tiny_patch16_224', True)
 
-@defect
 def test_encoder_of_one_image_size():
     with pytest.raises(DataError): ResUNet(replace(tiny, encoder='swin_tiny_patch4_window7_224'))(torch.rand(1,3,64,64))
 
-@defect
 def test_more_permutations_than_there_are():
     with pytest.raises(DataError): permutation_set(7, 3)
 
-@defect
 @pytest.mark.parametrize('row', [Row('scratch'), Row('scratch', fold=7)], ids=['nothing to measure','no such fold'])
 def test_grid_that_would_measure_nothing(row, samples, tmp_path):
     with pytest.raises(DataError): issl_grid([row], samples[:3], one, 'made', None, 'tiny', tmp_path)
 
-@defect
 def test_grid_of_another_recipe(samples, tmp_path):
     run = lambda r: issl_grid([Row('scratch')], samples, r, 'made', None, 'tiny', tmp_path)
     assert run(one) and run(replace(one, fit_lr=1e-4))
 
-@defect
 def test_images_of_one_name_in_a_fold(tmp_path):
     "CPM-17 calls an image of its training part as one of its test part"
     known = cpm(cpm_official(tmp_path, small=False))
     for s in known: s.split = 'fold 1' if 'cpm17' in s.path.parts else 'fold 2'
     issl_row(Row('scratch', fold=1), known, one, 'CPM', None, 'tiny', tmp_path/'results')
 
-@defect
 def test_names_of_rows_tell_them_apart(): assert row_name(Row('SSL', .125))!=row_name(Row('SSL', .12))
 
-@defect
 def test_share_of_an_oblong_image():
     part, = fraction_of([noise(100, 200)], .5, tiny)
     assert np.prod(part.shape)==pytest.approx(10000, rel=.05)
 
-@defect
 def test_pieces_of_a_split_are_not_too_small():
     yy,xx = np.mgrid[:60,:80]
     mask = (np.hypot(yy-30, xx-25)<12)|(np.hypot(yy-30, xx-41)<3.2)|((yy==30)&(xx>30)&(xx<41))
     sizes = np.bincount(nuclei_from(maps(mask), replace(tiny, sigma=.5, peak=3, min_size=45)).ravel())[1:]
     assert len(sizes) and sizes.min()>=45
 
-@defect
 def test_small_nucleus_beside_a_large_one():
     yy,xx = np.mgrid[:40,:60]
     mask = (np.hypot(yy-20, xx-20)<12)|((yy>=18)&(yy<28)&(xx>=34)&(xx<38))
     assert nuclei_from(maps(mask), tiny).max()==ndi.label(mask)[1]==2
 
-@defect
 def test_a_patch_without_background_is_counted(samples):
     inst = np.ones((96,96), np.int32)
     learn = pretext_learner('SSL', samples, samples, tiny)
     assert count_table(learn.model, [array_sample('a', noise(96, 96).image, inst)], tiny, 4)['count'].min()>=1
 
-@defect
 def test_gains_of_cpm_are_not_those_of_monuseg(tmp_path):
-    for system in ('scratch 100%','SSL 100%'): scored(tmp_path, system, .5, .6, dataset='CPM', split='fold 1')
-    g, = gains('fold 1', 'CPM', folder=tmp_path).itertuples()
-    assert np.isnan(g.paper) or g.paper==pytest.approx(76.34-74.43)
+    for system in ('scratch 100%','SSL 100%'): scored(tmp_path, system, .5, .6, dataset='CPM fold 1', split='fold 1')
+    g, = gains('fold 1', 'CPM fold 1', folder=tmp_path).itertuples()
+    assert g.paper==pytest.approx(76.34-74.43)
 
-@defect
 def test_gains_without_a_common_seed(tmp_path):
     scored(tmp_path, 'scratch 10%', .5, .6)
     scored(tmp_path, 'SSL 10%', .5, .6, seed=43)
