@@ -13,10 +13,10 @@ from histolab_nb.datasets import array_sample, cpm
 from histolab_nb.phantom import phantom_nuclei
 from histolab_nb.training import Callback, quiet, save_model
 from histolab_nb.instance_ssl import (ClassHead, Encoder, InstanceLoss, InstanceRecipe, LabelledCrops, ResUNet, Row, TripletHead, Triplets, Windows)
-from histolab_nb.instance_ssl import (boundary_map, changes, count_ranking_loss, count_table, cut_patches, density_map, fraction_of, gains)
+from histolab_nb.instance_ssl import (boundary_map, system_changes, count_ranking_loss, count_table, cut_patches, density_map, fraction_of, gains)
 from histolab_nb.instance_ssl import (issl_dls, issl_evaluate, issl_fit, issl_grid, issl_learner, issl_map, issl_predict, issl_pretext, issl_row, issl_samples)
 from histolab_nb.instance_ssl import (make_encoder, nuclei_from, permutation_set, pretext_learner, pretext_net, row_name, scale_triplet_loss)
-from histolab_nb.instance_ssl import (small_image, small_instances, system_recipe, table_rows, triplet_boxes, triplet_sizes, view, view_back)
+from histolab_nb.instance_ssl import (small_image, small_instances, system_recipe, table_rows, triplet_boxes, triplet_sizes, turned, turned_back)
 from test_datasets import monuseg_official, put
 
 real = pytest.mark.skipif(not os.environ.get('HISTOLAB_DATA'), reason='no data folder is known: set HISTOLAB_DATA')
@@ -260,8 +260,8 @@ def test_touching_nuclei_are_two(split):
 
 def test_eight_views_and_back():
     x = torch.rand(2,3,6,6)
-    assert all(torch.equal(view_back(view(x, i), i), x) for i in range(8))
-    assert len({view(x, i).numpy().tobytes() for i in range(8)})==8
+    assert all(torch.equal(turned_back(turned(x, i), i), x) for i in range(8))
+    assert len({turned(x, i).numpy().tobytes() for i in range(8)})==8
 
 def test_eight_views_turn_with_the_image(model, samples):
     r,img = replace(tiny, views=8),samples[0].image[:64,:64]
@@ -490,7 +490,7 @@ def test_rows_cover_the_claims():
     assert {(row_name(o), f'CPM fold {o.fold}') for o in table_rows(4)}==set(zip(folds.system, folds.dataset))
     for t,n in ((1,15),(2,6),(3,4),(4,10)):
         rows = table_rows(t, (1,2,3))
-        assert len(rows)==len(set(rows))==3*n and {o.seed for o in rows}=={1,2,3} and {o.system for o in rows}<=set(changes)
+        assert len(rows)==len(set(rows))==3*n and {o.seed for o in rows}=={1,2,3} and {o.system for o in rows}<=set(system_changes)
 
 def test_claims_of_the_tables():
     df = ledger.claims('instance_ssl')
@@ -545,7 +545,7 @@ def test_a_model_without_its_recipe(model, samples):
 
 @pytest.mark.parametrize('system', ['scratch','ImageNet'])
 def test_systems_without_a_pretext(system, samples, monkeypatch):
-    monkeypatch.setitem(changes, 'ImageNet', {}) # no weights are fetched
+    monkeypatch.setitem(system_changes, 'ImageNet', {}) # no weights are fetched
     with pytest.raises(DataError): pretext_learner(system, samples, samples, tiny)
 
 def test_pretext_of_an_unknown_name():
