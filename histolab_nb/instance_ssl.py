@@ -78,7 +78,7 @@ Both are at home in PyTorch under other names; we take the mean over a batch whe
 How body, boundary and background become nuclei the paper does not say. `nuclei_from` offers two ways. *bodies*: each connected piece of body is a nucleus and grows back into its own boundary (`boundary_instances`); one missed pixel of boundary merges two nuclei. *middles*: everything that is not background is cut by a watershed from the maxima
 of *distance to the background times probability of body*, smoothed; here the boundary only has to lower the map between two nuclei, it need not be closed.
 
-`issl_predict` does both, the map and its instances.
+`issl_predict` does both, the map and its instances. With `reinhard` the colours are measured on the image it is given; for a slide that is read in windows this means on each window.
 
 `issl_evaluate` scores a model, or any function from an image to an instance map, on annotated samples: AJI, Dice, ensemble Dice (`dice2`) and PQ, a row per image.
 
