@@ -199,9 +199,9 @@ class InstanceRecipe(Recipe):
         for k,v in wrong.items():
             if v: raise DataError(f'{k} cannot be {getattr(self, k)!r}', fix=recipe_rules[k])
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #c78da4d8
+# %% ../nbs/papers/30_instance_ssl.ipynb #b1a72e50
 tiny_scale = dict(shrink=2, encoder='resnet10t', window=125, size=96, batch_size=8, batches=6, epochs=5, lr=2e-3, crop=96, decoder=(64,48,32,16,16),
-    fit_batch_size=12, fit_batches=20, fit_epochs=3, fit_lr=4e-3, views=1)
+    fit_batch_size=12, fit_batches=16, fit_epochs=3, fit_lr=4e-3, views=1)
 small_scale = dict(reinhard=True, shrink=2, encoder='resnet18', window=250, size=192, batches=12, epochs=10, crop=128, decoder=(128,64,32,16,16),
     fit_batches=15, fit_epochs=20, fit_lr=2e-3, overlap=0.25, views=4)
 InstanceRecipe._scales = dict(tiny=tiny_scale, small=small_scale)
