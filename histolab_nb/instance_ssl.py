@@ -226,13 +226,13 @@ def small_instances(
     k,(h,w) = recipe.shrink,instances.shape
     return instances[:h//k*k,:w//k*k][k//2::k,k//2::k]
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #f5098a5b
+# %% ../nbs/papers/30_instance_ssl.ipynb #53d83c66
 def triplet_sizes(
     recipe, # `InstanceRecipe`
 )->tuple: # side of the anchor, px; sides that a negative can have, px
     "The paper's sides (Sec. 2.1), scaled to the recipe's window"
     scaled = [max(round(o*recipe.window/1000), 1) for o in (recipe.anchor, *recipe.pool)]
-    if not recipe.pool or scaled[0]>recipe.window or max(scaled[1:])>scaled[0]:
+    if scaled[0]>recipe.window or max(scaled[1:])>scaled[0]:
         raise DataError(f'sides {scaled[1:]} in {scaled[0]} in a window of {recipe.window} px are not possible', fix='Negatives fit into the anchor, the anchor into the window')
     return scaled[0],scaled[1:]
 
@@ -611,7 +611,7 @@ def pretext_learner(
     if folder: cbs.append(Checkpoint(out_folder(folder), recipe=r))
     return Learner(DataLoaders(*loaders, device=device), p.net, p.loss, opt_func=Adam, lr=r.lr, wd=r.wd, metrics=p.metrics, cbs=cbs)
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #439f1591
+# %% ../nbs/papers/30_instance_ssl.ipynb #5465f788
 @torch.no_grad()
 def shortcut_test(
     net, # `PretextNet` of triplets
@@ -621,14 +621,14 @@ def shortcut_test(
     "How much of the pretext is answered by the blur?"
     net,r,rows = net.eval(),recipe,[]
     x = as_batch(windows, next(net.parameters()).device)
-    for side in triplet_sizes(r)[1]:
-        boxes = triplet_boxes(len(x), replace(r, pool=(round(1000*side/r.window),)))
+    for part in r.pool:
+        boxes = triplet_boxes(len(x), replace(r, pool=(part,)))
         limit = boxes[:,2,2]
         sharp,blurred = ([cut_patches(x, boxes[:,i], r.size, l) for i in range(2)] for l in (None, limit))
         negative = cut_patches(x, boxes[:,2], r.size)
         for kind,(p,n) in dict(usual=(sharp, negative), all_blurred=(blurred, negative), blur_alone=(sharp, blurred[1])).items():
             out = net(torch.cat([*p, n]))
-            rows.append(dict(side=side, kind=kind.replace('_', ' '), triplet=right_triplet(out).item(), order=right_order(out).item()))
+            rows.append(dict(side=int(limit[0]), kind=kind.replace('_', ' '), triplet=right_triplet(out).item(), order=right_order(out).item()))
     return pd.DataFrame(rows)
 
 # %% ../nbs/papers/30_instance_ssl.ipynb #c5502b6b
@@ -872,7 +872,7 @@ def check_samples(
     if not file.exists(): write_json(file, now)
     elif read_json(file)!=now: raise DataError('this folder holds networks that were trained on other images', file, 'Choose another folder')
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #c2faa4a1
+# %% ../nbs/papers/30_instance_ssl.ipynb #1142920e
 def issl_fit(
     row, # `Row`
     samples, # list of `Sample` whose `split` is 'train', 'val', ..., or 'fold 1' to 'fold 5'
@@ -888,8 +888,8 @@ def issl_fit(
     if place: check_samples(train, place)
     net = issl_pretext(row.system, train, valid, replace(r, freeze=False), place and place/'pretext')
     name = f'{row_name(row)}-{row.seed}'.replace(' ', '_')
-    if row.system=='ImageNet' and make_encoder(r).started!='imagenet': raise DataError(f'the ImageNet weights of {r.encoder} cannot be had here', fix='Leave the system ImageNet out, or go online once')
     learn = issl_learner(issl_dls(few, r, valid), r, net and net.encoder, place and place/name)
+    if row.system=='ImageNet' and learn.model.started!='imagenet': raise DataError(f'the ImageNet weights of {r.encoder} cannot be had here', fix='Leave the system ImageNet out, or go online once')
     if net: learn.model.started = row.system
     with quiet(learn): learn.fit_one_cycle(r.fit_epochs, r.fit_lr)
     return learn,r

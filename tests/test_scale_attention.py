@@ -152,18 +152,24 @@ def test_every_variant_trains(name, samples, tmp_path):
     assert len(parts['smooth'])==(0 if name=='-smooth' else r.batches) and len(parts['equiv'])==(0 if name=='-equiv' else r.batches)
     assert np.isfinite(learn.recorder.values[-1]).all()
 
+class Kill(scale_attention.Callback):
+    "Ctrl-C before the second epoch"
+    order = 1000
+    def before_epoch(self):
+        if self.epoch==1: raise KeyboardInterrupt
+
+def until_killed(learn, fit):
+    "Train, as far as it gets"
+    try:
+        with quiet(learn): fit()
+    except KeyboardInterrupt: pass
+    return learn
+
 def test_killed_training_goes_on(samples, tmp_path):
     def fit(folder, stop=None):
         learn = attention_learner(attention_dls(sample_tiles(samples, tiny), tiny), tiny, samples, folder)
         if stop: learn.add_cb(stop)
-        try:
-            with quiet(learn): learn.fit(tiny.epochs)
-        except KeyboardInterrupt: pass
-        return learn
-    class Kill(scale_attention.Callback):
-        order = 1000
-        def before_epoch(self):
-            if self.epoch==1: raise KeyboardInterrupt
+        return until_killed(learn, lambda: learn.fit(tiny.epochs))
     whole = fit(tmp_path/'a')
     fit(tmp_path/'b', Kill())
     again = fit(tmp_path/'b')
@@ -185,14 +191,7 @@ def test_training_that_goes_on_is_not_warmed_up_again(samples, tmp_path, monkeyp
     monkeypatch.setattr(scale_attention, 'warm_up', warm)
     def fit(folder, *cbs):
         learn = attention_learner(attention_dls(sample_tiles(samples, r), r), r, samples, folder, cbs)
-        try:
-            with quiet(learn): attention_fit(learn, r)
-        except KeyboardInterrupt: pass
-        return learn
-    class Kill(scale_attention.Callback):
-        order = 1000
-        def before_epoch(self):
-            if self.epoch==1: raise KeyboardInterrupt
+        return until_killed(learn, lambda: attention_fit(learn, r))
     whole,_,again = fit(tmp_path/'a'),fit(tmp_path/'b', Kill()),fit(tmp_path/'b')
     assert len(warmed)==2
     for a,b in zip(whole.model.state_dict().values(), again.model.state_dict().values()): assert torch.allclose(a.float(), b.float(), atol=1e-5)
