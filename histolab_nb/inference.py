@@ -4,7 +4,7 @@ A network sees tiles; a pathologist asks about the slide. `predict_slide` walks 
 into a `SlideMap`: probabilities of all classes at a fixed number of level-0 pixels per map pixel. `regions` turns such a map into polygons, and `write_geojson`
 into a file that [QuPath](https://qupath.github.io) opens on top of the slide. `overlay_slide` draws both.
 
-`sliding_map` does for every pixel of one image what `predict_slide` does for a slide: overlapping windows, blended without seams.
+`sliding_map` does for every pixel of one image what `predict_slide` does for a slide: overlapping windows, blended without seams. `turned` and `turned_back` help to average a prediction over the eight ways a square can lie.
 
 Nuclei are counted rather than mapped: `segment_image` outlines and measures every one of an image or a slide, in windows that neither lose nor double any, and `segment_file` goes from a file to
 instance map, overlay, GeoJSON and table.
@@ -18,9 +18,9 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/inference.html.md"""
 # %% auto #0
 __all__ = ['image_suffixes', 'slide_suffixes', 'SlideMap', 'map_cell', 'Stitcher', 'TileLog', 'model_tag', 'check_answers',
            'predict_slide', 'ring_area', 'Region', 'regions', 'write_geojson', 'overlay_slide', 'window_starts',
-           'blend_weight', 'sliding_map', 'Window', 'cut_windows', 'owned', 'Seam', 'at_mpp', 'check_instances',
-           'Source', 'as_source', 'haematoxylin_model', 'Nuclei', 'segment_image', 'read_picture', 'open_picture',
-           'overlay_nuclei', 'save_nuclei', 'segment_file']
+           'blend_weight', 'sliding_map', 'turned', 'turned_back', 'Window', 'cut_windows', 'owned', 'Seam', 'at_mpp',
+           'check_instances', 'Source', 'as_source', 'haematoxylin_model', 'Nuclei', 'segment_image', 'read_picture',
+           'open_picture', 'overlay_nuclei', 'save_nuclei', 'segment_file']
 
 # %% ../nbs/foundations/11_inference.ipynb #1bdae5f3
 import hashlib, inspect, json, math, os, zipfile
@@ -562,6 +562,21 @@ def sliding_map(
     finally:
         if training: predict.train()
     return stitch.mean()[:, top:top+h, left:left+w]
+
+# %% ../nbs/foundations/11_inference.ipynb #a006b24e
+def turned(
+    x:torch.Tensor, # (B,C,S,S)
+    i:int, # number of the view, 0 to 7; 0 leaves it as it is
+)->torch.Tensor: # (B,C,S,S)
+    "One of the eight ways to lay a square down"
+    return x.rot90(i%4, (-2,-1)) if i<4 else x.rot90(i%4, (-2,-1)).flip(-1)
+
+def turned_back(
+    x:torch.Tensor, # (B,C,S,S), as `turned` returned it, or an answer for it
+    i:int, # number of the view, 0 to 7
+)->torch.Tensor: # (B,C,S,S)
+    "Undo `turned`"
+    return x.rot90(-(i%4), (-2,-1)) if i<4 else x.flip(-1).rot90(-(i%4), (-2,-1))
 
 # %% ../nbs/foundations/11_inference.ipynb #b85a2048
 class Window(NamedTuple):

@@ -22,9 +22,7 @@ Every number of the method is a field of `InstanceRecipe`, with its place in the
 
 ### Windows
 
-`Windows` draws squares from images that nobody has outlined, anywhere and turned any way. An image that is smaller than the window cannot give one: that is an error that names the image, and nothing is enlarged in silence.
-
-An image is drawn by its area, then the place, then one of the eight ways to lay the square down.
+The squares come from `Windows` of `training`: anywhere in images that nobody has outlined, and turned any way. An image that is smaller than the recipe's window is an error; a smaller `window` helps (the patches follow it), or a smaller `crop` in the target task.
 
 A *pretext* sets the question: it turns a batch of windows into what the network sees and the answer that is wanted. It does so on the device, a batch at a time. What all share stands in `PretextTask`: patches get the stain jitter each for itself, so that colour gives nothing away.
 
@@ -71,7 +69,7 @@ Both are at home in PyTorch under other names; we take the mean over a batch whe
 
 `issl_learner` trains the ResUNet with a cross-entropy, in which the thin boundary can have more weight. Given an encoder, the network takes it over and all of it is trained on; with `freeze` the encoder's convolutions stay as they are, which shows what its features are worth.
 
-`issl_map` goes over an image of any size in overlapping windows and averages up to eight views: four turns, each mirrored or not.
+`issl_map` goes over an image of any size in overlapping windows and averages up to eight views: four turns, each mirrored or not (`turned` and `turned_back` of `inference`).
 
 ### From pixels to instances
 
@@ -90,9 +88,7 @@ Each row has a recipe of its own, and each fold of Table 4 its own name in the l
 
 `issl_pretext` trains a pretext, or finds it trained: with a `folder`, what is done is kept, and a run that was killed goes on. A network of another recipe is not taken.
 
-Networks that were kept are taken up again only for the images they were trained on: `check_samples` notes their names and sizes in the folder.
-
-`issl_fit` does all of one row: pretext on all training images, target training on the fraction. Nothing is chosen by looking at any result: the last step of the training is taken, and the post-processing stands in the recipe.
+`issl_fit` does all of one row: pretext on all training images, target training on the fraction. Nothing is chosen by looking at any result: the last step of the training is taken, and the post-processing stands in the recipe. Networks that were kept are taken up again only for the images they were trained on (`check_samples`).
 
 `issl_row` also measures it on every part of the data it was not trained on, and writes AJI, Dice, Dice_2 and PQ with the values of all images into the ledger.
 
@@ -111,17 +107,17 @@ Docs: https://histolab-nb.github.io/histolab_nb/papers/instance_ssl.html.md"""
 # %% auto #0
 __all__ = ['recipe_rules', 'tiny_scale', 'small_scale', 'system_changes', 'Pretext', 'Segmentation', 'Row', 'label_shares',
            'InstanceRecipe', 'small_image', 'small_instances', 'triplet_sizes', 'triplet_boxes', 'resized',
-           'cut_patches', 'Windows', 'PretextTask', 'Triplets', 'permutation_set', 'Turns', 'Jigsaw', 'Colours',
-           'Encoder', 'make_encoder', 'TripletHead', 'ClassHead', 'ColourHead', 'PretextNet', 'ResUNet',
-           'squared_distance', 'scale_triplet_loss', 'count_ranking_loss', 'InstanceLoss', 'right_triplet',
-           'right_order', 'colour_counts', 'colour_loss', 'colour_error', 'system_recipe', 'pretext_net',
-           'InstanceTrace', 'pretext_learner', 'shortcut_test', 'count_table', 'density_map', 'boundary_map',
-           'LabelledCrops', 'issl_dls', 'issl_learner', 'turned', 'turned_back', 'issl_map', 'nuclei_from',
-           'issl_predict', 'issl_evaluate', 'fraction_of', 'row_name', 'row_recipe', 'row_data', 'table_rows',
-           'issl_pretext', 'check_samples', 'issl_fit', 'issl_row', 'fold_mean', 'issl_grid', 'issl_samples', 'gains']
+           'cut_patches', 'PretextTask', 'Triplets', 'permutation_set', 'Turns', 'Jigsaw', 'Colours', 'Encoder',
+           'make_encoder', 'TripletHead', 'ClassHead', 'ColourHead', 'PretextNet', 'ResUNet', 'squared_distance',
+           'scale_triplet_loss', 'count_ranking_loss', 'InstanceLoss', 'right_triplet', 'right_order', 'colour_counts',
+           'colour_loss', 'colour_error', 'system_recipe', 'pretext_net', 'InstanceTrace', 'pretext_learner',
+           'shortcut_test', 'count_table', 'density_map', 'boundary_map', 'LabelledCrops', 'issl_dls', 'issl_learner',
+           'issl_map', 'nuclei_from', 'issl_predict', 'issl_evaluate', 'fraction_of', 'row_name', 'row_recipe',
+           'row_data', 'table_rows', 'issl_pretext', 'issl_fit', 'issl_row', 'fold_mean', 'issl_grid', 'issl_samples',
+           'gains']
 
 # %% ../nbs/papers/30_instance_ssl.ipynb #b229e1e7
-import logging, math, time, numpy as np, pandas as pd, segmentation_models_pytorch as smp, timm, torch
+import math, time, numpy as np, pandas as pd, segmentation_models_pytorch as smp, timm, torch
 from collections import namedtuple
 from dataclasses import dataclass, replace
 from fastai.basics import *
@@ -269,45 +265,6 @@ def cut_patches(
         res.append(resized(p if limit is None else resized(p, min(int(limit[i]), s)), size))
     return torch.cat(res)
 
-# %% ../nbs/papers/30_instance_ssl.ipynb #37370e52
-class Windows:
-    "Random squares of images, turned and mirrored at random or left as they lie"
-    def __init__(self,
-        images:list, # uint8 (H,W,3)
-        side:int, # px
-        n:int, # items an epoch
-        seed:int|None=None, # the same items every time; anew each time if none
-        names=None, # of the images, for messages
-        turn:bool=True, # lay them down in any of eight ways?
-    ):
-        if not len(images): raise DataError('there is no image')
-        for o,name in zip(images, names or range(len(images))):
-            if min(o.shape[:2])<side: raise DataError(f"image {name} has {o.shape[1]} x {o.shape[0]} px, at the recipe's resolution, and squares of {side} px are wanted", fix='Choose a smaller window (the patches follow it) or crop in the recipe')
-        self.images,self.side,self.n,self.seed,self.turn = list(images),side,n,seed,turn
-        area = np.array([math.prod(o.shape[:2]) for o in images], float)
-        self.ends = np.cumsum(area/area.sum())
-
-    def __len__(self): return self.n
-
-# %% ../nbs/papers/30_instance_ssl.ipynb #caaca7bd
-@patch
-def draw(self:Windows,
-    i:int, # number of the item
-)->np.ndarray: # (S,S,C)
-    "A square of an image that is drawn by its area"
-    if i>=self.n: raise IndexError(i)
-    g = None if self.seed is None else torch.Generator().manual_seed(self.seed*100_003+i)
-    k = int(np.searchsorted(self.ends, float(torch.rand(1, generator=g)), side='right'))
-    o,s = self.images[min(k, len(self.images)-1)],self.side
-    y,x,turn = (int(torch.randint(n, (1,), generator=g)) for n in (o.shape[0]-s+1, o.shape[1]-s+1, 8 if self.turn else 1))
-    o = np.rot90(o[y:y+s,x:x+s], turn%4)
-    return np.ascontiguousarray(o[:,::-1] if turn>3 else o)
-
-@patch
-def __getitem__(self:Windows, i):
-    "A window uint8 (3,S,S), and 0, since the pretext makes its own target"
-    return torch.from_numpy(self.draw(i)).permute(2,0,1),0
-
 # %% ../nbs/papers/30_instance_ssl.ipynb #be4233ad
 class PretextTask(nn.Module):
     "Base of the pretexts: windows to input and target, on the device"
@@ -388,13 +345,9 @@ class Encoder(nn.Module):
     ):
         super().__init__()
         if name not in timm.list_models(): raise DataError(f'timm has no network {name!r}', fix='timm.list_models() names them: resnet18, resnet34, resnet101 ...')
-        self.norm,self.started = NormaliseChannels(timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD),'random'
-        logging.getLogger('huggingface_hub').setLevel(logging.ERROR) # it would report every attempt
-        if imagenet:
-            try: self.net,self.started = smp.encoders.get_encoder(f'tu-{name}', weights=True),'imagenet'
-            except Exception as e: print(f'no weights for {name} ({type(e).__name__}): it starts at random')
+        self.norm = NormaliseChannels(timm.data.IMAGENET_DEFAULT_MEAN, timm.data.IMAGENET_DEFAULT_STD)
         try:
-            if self.started=='random': self.net = smp.encoders.get_encoder(f'tu-{name}', weights=None)
+            self.net,self.started = with_weights(lambda load: smp.encoders.get_encoder(f'tu-{name}', weights=load or None), imagenet, name)
             with torch.no_grad(): sides = [o.shape[-1] for o in self.net.eval()(torch.zeros(1, 3, 64, 64))]
         except Exception as e: raise DataError(f'{name} cannot be the encoder of a U-Net ({e})', fix='Take a ResNet, such as resnet18') from None
         if sides!=[64,32,16,8,4,2]: raise DataError(f'{name} cannot be the encoder of a U-Net: its features have sides {sides} for 64 px', fix='Take a ResNet, such as resnet18')
@@ -724,14 +677,6 @@ def issl_learner(
     return learn
 
 # %% ../nbs/papers/30_instance_ssl.ipynb #756dd8e6
-def turned(x, i): # float (B,C,S,S), number of the view 0..7
-    "One of the eight ways to lay a square down"
-    return x.rot90(i%4, (-2,-1)) if i<4 else x.rot90(i%4, (-2,-1)).flip(-1)
-
-def turned_back(x, i):
-    "Undo `turned`"
-    return x.rot90(-(i%4), (-2,-1)) if i<4 else x.flip(-1).rot90(-(i%4), (-2,-1))
-
 def issl_map(
     model, # `ResUNet`, or a Learner of one
     image, # uint8 (H,W,3)
@@ -861,16 +806,6 @@ def issl_pretext(
         write_json(place/'history.json', history(learn).round(4).to_dict('list'))
         save_model(learn.model, file, r)
     return learn.model
-
-# %% ../nbs/papers/30_instance_ssl.ipynb #ca31ce8a
-def check_samples(
-    samples, # list of `Sample`
-    folder, # of networks trained on them
-):
-    "Note the samples, or raise `DataError` if the folder belongs to others"
-    file,now = out_folder(folder)/'samples.json',sorted([s.name, *s.shape] for s in samples)
-    if not file.exists(): write_json(file, now)
-    elif read_json(file)!=now: raise DataError('this folder holds networks that were trained on other images', file, 'Choose another folder')
 
 # %% ../nbs/papers/30_instance_ssl.ipynb #1142920e
 def issl_fit(

@@ -115,7 +115,7 @@ __all__ = ['variants', 'mends', 'View', 'views', 'fills', 'Nuclei', 'ledger_scor
 # %% ../nbs/papers/20_scale_attention.ipynb #cf1fcfa8
 from collections import namedtuple
 from dataclasses import dataclass, replace
-import itertools, json, logging, time, histolab_nb, numpy as np, pandas as pd, timm, torch
+import itertools, json, time, histolab_nb, numpy as np, pandas as pd, timm, torch
 from fastai.basics import *
 from PIL import Image
 from fastai.callback.schedule import *
@@ -411,11 +411,7 @@ def scale_network(
     "G of the paper, with ImageNet weights if wanted and to be had"
     make = partial(timm.create_model, recipe.scale_net, num_classes=len(recipe.magnifications))
     if recipe.scale_net not in timm.list_models(): raise DataError(f'timm has no network {recipe.scale_net!r}', fix='timm.list_models() names them')
-    if not recipe.pretrained: return make(),'random'
-    logging.getLogger('huggingface_hub').setLevel(logging.ERROR) # it would report every attempt
-    try: return make(pretrained=True),'imagenet'
-    except Exception as e: print(f'no weights for {recipe.scale_net} ({type(e).__name__}): it starts at random')
-    return make(),'random'
+    return with_weights(lambda load: make(pretrained=load), recipe.pretrained, recipe.scale_net)
 
 # %% ../nbs/papers/20_scale_attention.ipynb #8f058c87
 class ScaleAttention(nn.Module):
