@@ -48,7 +48,7 @@ Single nuclei of the stroma are as dark as those of the glands. The successor's 
 
 ### A whole data set
 
-`stage_one` does this for many images. Those of one size are trained `together` at a time on a GPU. On a processor, where grouped convolutions are slower than plain ones, every core takes one image after the other. Given a `folder`, the clusters of each image are kept as a small picture, so that a run that was killed goes on with the next image, and other ways to fill them need no new training.
+`stage_one` does this for many images. On a GPU, those of one size are trained together, as many as fit into its memory (`fit_at_once`). On a processor, where grouped convolutions are slower than plain ones, every core takes one image after the other. Given a `folder`, the clusters of each image are kept as a small picture, so that a run that was killed goes on with the next image, and other ways to fill them need no new training.
 
 `pseudo_masks` takes samples and returns what the second stage learns from: name, image and mask of each, at the recipe's resolution. The annotation of the samples is not opened.
 
@@ -112,19 +112,20 @@ Docs: https://histolab-nb.github.io/histolab_nb/papers/glands.html.md"""
 
 # %% auto #0
 __all__ = ['gland_rules', 'tiny_scale', 'small_scale', 'gland_look', 'noise_sizes', 'mask_names', 'Pseudo', 'GlandSegmentation',
-           'score_names', 'plain_masks', 'group_methods', 'gland_changes', 'stage_changes', 'gland_systems',
-           'ExteriorRecipe', 'GlandRecipe', 'phantom_glands', 'small_image', 'large_map', 'ShallowNets', 'self_loss',
-           'spatial_loss', 'train_shallow', 'cluster_responses', 'border_cue', 'border_of', 'drop_noise', 'seen_share',
-           'room_for', 'known_interior', 'rim_of', 'pseudo_mask', 'stage_key', 'same_size', 'stage_one', 'pseudo_masks',
-           'crop_window', 'GlandCrops', 'GlandViews', 'GlandNet', 'diffusion_loss', 'GlandLoss', 'gland_agreement',
-           'DiffusionTrace', 'glands_dls', 'glands_learner', 'glands_map', 'gland_mask', 'gland_instances',
-           'glands_predict', 'mean_iou', 'pooled_miou', 'glands_evaluate', 'dark_and_filled', 'centres_layer',
-           'kmeans_layer', 'Groups', 'balanced', 'DeepCluster', 'mutual_information', 'IIC', 'PiCIE', 'some_views',
-           'Regroup', 'group_learner', 'group_maps', 'name_groups', 'smooth_colours', 'colour_groups', 'gland_recipe',
-           'glands_fit', 'next_mask', 'gland_masks', 'gland_row', 'gland_grid', 'gland_board', 'gland_samples']
+           'score_names', 'plain_masks', 'group_methods', 'gland_changes', 'stage_changes', 'distant_systems',
+           'gland_systems', 'ExteriorRecipe', 'GlandRecipe', 'phantom_glands', 'small_image', 'large_map',
+           'ShallowNets', 'self_loss', 'spatial_loss', 'train_shallow', 'cluster_responses', 'border_cue', 'border_of',
+           'drop_noise', 'seen_share', 'room_for', 'known_interior', 'rim_of', 'pseudo_mask', 'stage_key',
+           'fit_at_once', 'same_size', 'stage_one', 'pseudo_masks', 'crop_window', 'GlandCrops', 'GlandViews',
+           'GlandNet', 'diffusion_loss', 'GlandLoss', 'gland_agreement', 'DiffusionTrace', 'glands_dls',
+           'glands_learner', 'glands_map', 'gland_mask', 'gland_instances', 'glands_predict', 'mean_iou', 'pooled_miou',
+           'glands_evaluate', 'dark_and_filled', 'centres_layer', 'kmeans_layer', 'Groups', 'balanced', 'DeepCluster',
+           'mutual_information', 'IIC', 'PiCIE', 'some_views', 'Regroup', 'group_learner', 'group_maps', 'name_groups',
+           'smooth_colours', 'colour_groups', 'gland_recipe', 'glands_fit', 'next_mask', 'gland_masks', 'gland_row',
+           'gland_grid', 'gland_board', 'gland_samples']
 
-# %% ../nbs/papers/40_glands.ipynb #74d1fcf3
-import hashlib, json, math, time, warnings, numpy as np, pandas as pd, segmentation_models_pytorch as smp, torch
+# %% ../nbs/papers/40_glands.ipynb #96e67c14
+import hashlib, json, math, psutil, time, warnings, numpy as np, pandas as pd, segmentation_models_pytorch as smp, torch
 from collections import namedtuple
 from copy import deepcopy
 from concurrent.futures import ThreadPoolExecutor
@@ -269,7 +270,7 @@ def large_map(
     k = recipe.shrink
     return small if k==1 else small.repeat(k, 0).repeat(k, 1)[:shape[0],:shape[1]]
 
-# %% ../nbs/papers/40_glands.ipynb #61e6092b
+# %% ../nbs/papers/40_glands.ipynb #e1c98780
 class ShallowNets(nn.Module):
     "The shallow networks of `n` images, side by side in one"
     def __init__(self,
@@ -277,11 +278,12 @@ class ShallowNets(nn.Module):
         n:int=1, # images
     ):
         super().__init__()
-        set_seed(recipe.seed)
         self.n,c = n,recipe.channels
-        convs = [nn.Conv2d(i, c, 3, padding=1) for i in [3]+[c]*(recipe.layers-1)]
+        with torch.random.fork_rng([]):
+            torch.manual_seed(recipe.seed)
+            *convs,last = [nn.Conv2d(i, c, 3, padding=1) for i in [3]+[c]*(recipe.layers-1)]+[nn.Conv2d(c, c, 1)]
         steps = [o for conv in convs for o in (self.beside(conv), nn.ReLU(), nn.BatchNorm2d(n*c))]
-        self.net = nn.Sequential(*steps, self.beside(nn.Conv2d(c, c, 1)), nn.BatchNorm2d(n*c))
+        self.net = nn.Sequential(*steps, self.beside(last), nn.BatchNorm2d(n*c))
 
     def beside(self, conv):
         "The same convolution `n` times, each for a group of channels of its own"
@@ -441,7 +443,7 @@ def pseudo_mask(
     if r.prior: filled = fill_small(filled, r.hole/k)
     return np.where(exterior&filled, 2, filled).astype(np.uint8)
 
-# %% ../nbs/papers/40_glands.ipynb #89b73c47
+# %% ../nbs/papers/40_glands.ipynb #a2e6ef87
 def stage_key(
     image, # uint8 (h,w,3) at the recipe's resolution
     recipe, # `GlandRecipe`
@@ -452,44 +454,55 @@ def stage_key(
     h.update(np.ascontiguousarray(image))
     return h.hexdigest()[:24]
 
+def fit_at_once(
+    shape:tuple, # of the images, (h,w)
+    recipe, # `GlandRecipe`
+    device, # `torch.device`
+)->int: # from 1
+    "How many shallow networks fit into the free memory with images of this size"
+    free = torch.cuda.mem_get_info(device)[0] if device.type=='cuda' else psutil.virtual_memory().available
+    return max(1, int(.8*free/(64*recipe.channels*math.prod(shape[:2])))) # some 16 floats a pixel and channel
+
 def same_size(
-    images, # list of arrays (h,w,...)
+    images, # dict of arrays (h,w,...)
     together:int, # at most so many in a group
-)->list: # of lists of indices
+)->list: # of lists of keys
     "Groups of images of one size"
     by = {}
-    for i,o in enumerate(images): by.setdefault(o.shape, []).append(i)
+    for k,o in images.items(): by.setdefault(o.shape, []).append(k)
     return [v[i:i+together] for v in by.values() for i in range(0, len(v), together)]
 
-# %% ../nbs/papers/40_glands.ipynb #0fb6f311
+# %% ../nbs/papers/40_glands.ipynb #f1ef0c0f
 def stage_one(
     images, # list of uint8 (h,w,3) at the recipe's resolution
     recipe, # `GlandRecipe`
     folder=None, # where the clusters are kept
     device=None, # the best there is, if none
-    together:int=8, # images of one size in one network; on a CPU it is 1
+    together:int=16, # images of one size in one network, at most; on a CPU it is 1
     progress:bool=False, # show a progress bar
 )->list: # of clusters uint8 (h,w)
     "Train and cluster every image (stage 1)"
-    device,res = torch.device(device or get_device()),[None]*len(images)
-    files = [out_folder(folder)/f'{stage_key(o, recipe)}.png' for o in images] if folder else [None]*len(images)
-    for i,f in enumerate(files):
-        if f and f.exists(): res[i] = read_labels(f, images[i].shape[:2]).astype(np.uint8)
-    todo,cpu = [i for i,o in enumerate(res) if o is None],device.type=='cpu'
-    groups = [[todo[i] for i in g] for g in same_size([images[i] for i in todo], 1 if cpu else together)]
+    device,keys,res = torch.device(device or get_device()),[stage_key(o, recipe) for o in images],{}
+    files = {k:out_folder(folder)/f'{k}.png' for k in keys} if folder else {}
+    for k,f in files.items():
+        if f.exists(): res[k] = read_labels(f).astype(np.uint8)
+    new,cpu = {k:o for k,o in zip(keys, images) if k not in res},device.type=='cpu'
+    if not new: return [res[k] for k in keys]
+    most = fit_at_once(max((o.shape for o in new.values()), key=math.prod), recipe, device)
+    groups = same_size(new, 1 if cpu else min(together, most))
     blank = ShallowNets(recipe)
     def work(group):
-        y,_ = train_shallow([images[i] for i in group], recipe, device, deepcopy(blank) if len(group)==1 else None)
-        for i,o in zip(group, y):
-            res[i] = cluster_responses(o, recipe)
-            if files[i]:
-                with atomic_path(files[i]) as p: Image.fromarray(res[i]).save(p)
+        y,_ = train_shallow([new[k] for k in group], recipe, device, deepcopy(blank) if len(group)==1 else None)
+        for k,o in zip(group, y):
+            res[k] = cluster_responses(o, recipe)
+            if folder:
+                with atomic_path(files[k]) as p: Image.fromarray(res[k]).save(p)
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads if cpu else 1) as pool:
+    with ThreadPoolExecutor(min(threads, most) if cpu else 1) as pool:
         torch.set_num_threads(1 if cpu else threads)
         try: list(tqdm(pool.map(work, groups), total=len(groups), desc='stage 1', disable=not progress))
         finally: torch.set_num_threads(threads)
-    return res
+    return [res[k] for k in keys]
 
 # %% ../nbs/papers/40_glands.ipynb #4139a2d8
 Pseudo = namedtuple('Pseudo', 'name image mask') # uint8 (h,w,3); uint8 (h,w), an index into `mask_names`
@@ -699,7 +712,7 @@ def glands_predict(
     if k>1: grown = F.interpolate(grown, scale_factor=k, mode='bilinear')
     return GlandSegmentation(grown[0,0,:shape[0],:shape[1]].numpy(), large_map(mask, shape, r), large_map(gland_instances(mask, r), shape, r))
 
-# %% ../nbs/papers/40_glands.ipynb #c781e91d
+# %% ../nbs/papers/40_glands.ipynb #684914e6
 score_names = ['miou','object_f1','object_dice','object_hausdorff']
 
 def mean_iou(
@@ -721,6 +734,7 @@ def glands_evaluate(
     model, # `GlandNet`, a Learner of one, or a function from uint8 (H,W,3) to a mask, bool (H,W)
     samples, # list of annotated `Sample`
     recipe, # `GlandRecipe`
+    distances:bool=True, # also the Hausdorff distance? It takes longer
 )->pd.DataFrame: # a row per image: tp, fp, fn, tn (px), dice, iou, miou, object_f1, object_dice, object_hausdorff (px), grade where it is known
     "All scores on samples"
     net,rows = getattr(model, 'model', model),[]
@@ -731,8 +745,8 @@ def glands_evaluate(
             found = gland_instances(mask, replace(recipe, shrink=1))
         truth = s.instances
         row = counts(mask, truth>0)
-        far = min(object_hausdorff(truth, found), float(np.hypot(*truth.shape)))
-        objects = dict(object_f1=object_f1(truth, found), object_dice=object_dice(truth, found), object_hausdorff=far)
+        objects = dict(object_f1=object_f1(truth, found), object_dice=object_dice(truth, found))
+        if distances: objects['object_hausdorff'] = min(object_hausdorff(truth, found), float(np.hypot(*truth.shape)))
         rows.append(row | rates(**row) | dict(miou=mean_iou([[row[k] for k in count_names]])) | objects | dict(grade=s.info.get('grade (GlaS)')))
     return pd.DataFrame(rows, index=[s.name for s in samples])
 
@@ -923,9 +937,10 @@ def colour_groups(
         return large_map(km.predict(o.reshape(-1, 3)).reshape(o.shape[:2]), image.shape[:2], r)
     return groups
 
-# %% ../nbs/papers/40_glands.ipynb #cb2ba444
+# %% ../nbs/papers/40_glands.ipynb #4babb557
 gland_changes = {'final':{}, 'without spatial loss':dict(spatial=0.), 'without prior':dict(prior=False), 'without diffusion loss':dict(diffusion=0.), 'interior = exterior label':dict(merge=True), 'closed rims only':dict(reach=0), 'two rounds':dict(rounds=2)}
 stage_changes = {'stage 1':dict(prior=False), 'stage 1 + closed rims':dict(reach=0), 'stage 1 + prior':{}}
+distant_systems = ['Otsu and holes', *stage_changes, *gland_changes] # whose Hausdorff distances are measured, too
 gland_systems = [*plain_masks, 'colour K-means', *group_methods, *stage_changes, *gland_changes]
 
 def gland_recipe(
@@ -982,7 +997,7 @@ def gland_masks(
         return lambda o: name_groups([groups(s.image) for s in o], o),None
     return lambda o: [plain_masks[system](s.image) for s in o],None
 
-# %% ../nbs/papers/40_glands.ipynb #5197f58a
+# %% ../nbs/papers/40_glands.ipynb #24292a1f
 def gland_row(
     system:str, # one of `gland_systems`
     samples, # list of annotated `Sample`
@@ -998,15 +1013,13 @@ def gland_row(
     r = gland_recipe(system, recipe)
     for split in dict.fromkeys(s.split for s in samples):
         part = [s for s in samples if s.split==split]
-        if isinstance(masks, Learner): table = glands_evaluate(masks, part, r)
-        else:
-            made = iter(masks(part))
-            table = glands_evaluate(lambda _: next(made), part, r)
+        made = None if isinstance(masks, Learner) else iter(masks(part))
+        table = glands_evaluate(masks if made is None else lambda _: next(made), part, r, system in distant_systems)
         about = dict(scale=scale, seed=r.seed, device=get_device(), seconds=time.time()-start, folder=results, recipe=r.to_dict(), started=started)
         pixels = {k:[int(v) for v in row] for k,row in zip(table.index, table[count_names].to_numpy())}
         save_result('glands', system, dataset, split, 'miou', pooled_miou(table).value, table.miou.round(4).to_dict(),
             pixels=pixels, grades=table.grade.dropna().to_dict(), **about)
-        save_scores(table[score_names[1:]], 'glands', system, dataset, split, **about)
+        save_scores(table[[o for o in score_names[1:] if o in table]], 'glands', system, dataset, split, **about)
         done[split] = table
     return done
 
@@ -1029,7 +1042,7 @@ def gland_grid(
         run.append(system)
     return run
 
-# %% ../nbs/papers/40_glands.ipynb #329e5e01
+# %% ../nbs/papers/40_glands.ipynb #b7459fc8
 def gland_board(
     split:str='test', # part of the data
     dataset:str='GlaS', # name of the data set
@@ -1049,7 +1062,7 @@ def gland_board(
         for grade in ('benign','malignant'):
             some = [px[k] for k,v in own.grades.iloc[0].items() if v==grade]
             if some: row[grade] = mean_iou(some)
-        rows.append(row | {k:runs[runs.metric==k].value.mean() for k in score_names[1:]} | dict(seeds=own.seed.nunique()))
+        rows.append(row | {k:runs[runs.metric==k].value.mean() for k in score_names[1:] if (runs.metric==k).any()} | dict(seeds=own.seed.nunique()))
     return pd.DataFrame(rows).set_index('system').sort_values('miou', ascending=False).round(3)
 
 # %% ../nbs/papers/40_glands.ipynb #c63fda0d
