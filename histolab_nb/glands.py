@@ -1,9 +1,9 @@
 r"""Nobody says what a gland is. Its rim of dark nuclei gives it away, what the rim encloses belongs to it, and a network spreads that knowledge to the glands whose rim is broken.
 
-Segmenting a whole gland without labels is hard because a gland is not one thing: dark nuclei outside, pale cytoplasm and mucus inside, and a white hole in the middle. Zhang's proposal splits it into two easy parts.
+H&E stains nuclei blue with haematoxylin and nearly all else pink with eosin. Segmenting a whole gland in it without labels is hard because a gland is not one thing: dark nuclei outside, pale cytoplasm and mucus inside, and a white hole in the middle. Zhang's proposal splits it into two easy parts.
 
-1. **Exterior.** A shallow network is trained on one image, on nothing but the image itself (`train_shallow`); its features are clustered (`cluster_responses`), and the darkest cluster is the rim of nuclei (`border_of`). What the rim encloses is the interior of *a few* glands, the prior (`known_interior`, `pseudo_mask`).
-2. **Interior.** A PSPNet is trained on these pseudo masks (`glands_dls`, `glands_learner`), with a loss that pulls the features of known interiors towards those of the exterior (`diffusion_loss`), so that it takes both for one thing.
+1. **Exterior.** A shallow network is trained on one image, on nothing but the image itself (`train_shallow`); its features are clustered (`cluster_responses`), and the darkest of them are the rim of nuclei (`border_of`). What the rim encloses is the interior of *a few* glands, the prior (`known_interior`, `pseudo_mask`).
+2. **Interior.** A PSPNet (pyramid scene parsing network, Zhao et al. 2017) is trained on these pseudo masks (`glands_dls`, `glands_learner`), with a loss that pulls the features of known interiors towards those of the exterior (`diffusion_loss`), so that it takes both for one thing.
 
 `stage_one` does the first for a whole data set, `glands_predict` and `glands_evaluate` use the network, `gland_row` and `gland_grid` measure any row of the table: the steps of the method, its ablations and the methods it is compared with.
 
@@ -11,7 +11,7 @@ Segmenting a whole gland without labels is hard because a gland is not one thing
 
 Every number of the method is a field of `GlandRecipe`; those of the first stage stand in its base. The proposal is two pages long and gives hardly any of them: a star marks what it leaves open. Where a default is known from the public code of its published successor, or of the programs it stands on, we take that. *Ours* marks what the proposal does not have.
 
-`phantom_glands` makes annotated tissue with glands. It is photographed at 1 µm per pixel: a gland is a large thing, and 10x shows it best. A tile may miss all of them, so it is checked that each has some.
+`phantom_glands` makes annotated tissue with glands. It is photographed at 1 µm per pixel: a gland is a large thing, and 10x shows it best. A tile may miss all of them, so half as many again are made, and those with hardly any gland are left out first.
 
 `small_image` brings an image to the resolution that a recipe works at: `shrink=2` halves it. Grey images and images with an alpha channel are refused by the check of `check_image`, which says how to convert them.
 
@@ -21,21 +21,23 @@ The response of the network has one channel for each thing that a pixel may be. 
 
 $$\mathcal L_{self} = -\frac1N\sum_n \log\,\mathrm{softmax}(y_n)_{c_n},\qquad c_n=\arg\max_c y_{n,c}.$$
 
-**Say the same of neighbours**: the *spatial loss* is the mean absolute difference of responses above and below, and left and right, of each other,
+**Say the same of neighbours**: the *spatial loss* is the mean absolute difference of the responses of vertical and of horizontal neighbours,
 
 $$\mathcal L_{spatial} = \overline{|y_{i+1,j}-y_{i,j}|} + \overline{|y_{i,j+1}-y_{i,j}|}.$$
 
-The first alone would keep as many things as there are channels; the second merges what lies together. The proposal cites another paper (IIC) for the "typical self-supervised loss". The first stage that its successor published has this one, and so have we.
+The first alone would keep as many things as there are channels; the second merges what lies together. One channel that is highest everywhere would satisfy both, but the last batch norm forbids it: each channel has mean 0 and variance 1 over the image, so it must be high somewhere and low elsewhere. The proposal cites another paper (IIC) for the "typical self-supervised loss". The first stage that its successor published has this one, and so have we.
 
 `train_shallow` trains the networks of some images of one size and returns their responses, and what the losses were.
 
 ### Clusters of its features
 
-The published first stage does not take the argmax. It clusters the responses of all pixels into five groups by K-means (`cluster_responses`), which are then a few large regions and not many small ones.
+The published first stage does not take the argmax. It clusters the responses of all pixels into five groups by K-means (`cluster_responses`: five centres, each pixel goes to the nearest, each centre moves to the mean of its pixels), which are then a few large regions and not many small ones.
 
-The nuclei of a gland stand side by side at its rim, so the rim is dark, and it is blue. `border_cue` measures either; the border is the cluster with the highest mean (`border_of`), if it is large enough. An image may have no gland, or no tissue. Then some cluster is still the darkest, though hardly darker than the others: below `contrast` there is no border, and a warning says so.
+The nuclei of a gland stand side by side at its rim, so the rim is dark, and it is blue. `border_cue` measures either, and of the clusters that are large enough (`least`) the border is the one with the highest mean. Often the rim falls into two clusters, dark nuclei and less dark ones, and which of them it takes is a matter of luck: with other first weights the whole mask changes. So the border may also be the *two* darkest clusters together, if they part the image better than the darkest alone by Otsu's criterion, the variance between inside and outside (`parting`). With `darkest=1` there is no such choice.
 
-Single nuclei of the stroma are as dark as those of the glands. The successor's code takes away small pieces of the border, and how small depends on how much of the image the border covers: a crowded one is cut more sharply. `drop_noise` does that; the numbers are those of the code, in pixels of the image.
+An image may have no gland, or no tissue. Then some cluster is still the darkest, though hardly darker than the image as a whole: if it differs from its mean by less than `contrast`, in grey levels whatever the cue, there is no border, and a warning says so.
+
+Single nuclei of the stroma are as dark as those of the glands. The code of the proposal's published successor (MSSG, xmed-lab/MSSG) takes away small pieces of the border, and how small depends on how much of the image the border covers: a crowded one is cut more sharply. `drop_noise` does that; the numbers are those of the code, in pixels of the image.
 
 "Fill the surrounded areas", says the proposal. Closed rings are easily filled: `fill_small` takes holes of up to `hole` pixels. But in real tissue few rings are closed, and the gap of one missing nucleus leaves the whole interior open. So we ask more softly what is surrounded, by two questions.
 
@@ -44,7 +46,7 @@ Single nuclei of the stroma are as dark as those of the glands. The successor's 
 
 `known_interior` asks both. With the interiors known there is a better way to tell noise, too: border beside an interior is a rim, and where the border is dense all around it is the thick wall of a tumour gland. What is neither is a scattered nucleus, and `rim_of` drops it.
 
-`pseudo_mask` puts it together: 0 for the rest, 1 for the interior, 2 for the exterior. With `reach=0` it is the successor's way: noise by size, closed rims filled. Without the `prior` it is the exterior alone.
+`pseudo_mask` puts it together: 0 for the rest, 1 for the interior, 2 for the exterior. With `reach=0` it is nearly the successor's way: noise by size, closed rims filled (it also thickens a thin border first, which we leave out). Without the `prior` it is the exterior alone.
 
 ### A whole data set
 
@@ -70,23 +72,23 @@ The rest of an image plays no part in it. The proposal does not say whether ther
 
 `glands_map` goes over an image of any size in overlapping windows; their answers are averaged back to the whole image, over some turns and flips as well. What comes out is the probability of interior and of exterior, and both are gland. An image smaller than the window is continued by its mirror image.
 
-`gland_mask` calls a pixel gland if the two together are more probable than `threshold`, fills what is enclosed and drops what is too small. `gland_instances` makes single glands of it: an opening cuts the necks between glands that touch, and each piece grows back within the mask; pieces below `min_size` are no glands.
+`gland_mask` calls a pixel gland if the two together are more probable than `threshold`, fills what is enclosed and drops what is too small. `gland_instances` makes single glands of it: what is farther from the rim than half the width of a neck (`neck`) is a core, glands that touch have two, and a watershed gives each core its part of the mask; parts below `min_size` are no glands.
 
-`glands_predict` does all of it for an image: probability, mask and instances at the resolution of the image. For a slide it reads tiles at the recipe's `mpp` where there is tissue and returns a map of the whole slide, ready for GeoJSON.
+`glands_predict` does all of it for an image: probability, mask and instances at the resolution of the image. For a slide it reads tiles at the recipe's `mpp` where there is tissue and returns a map of the whole slide, ready for GeoJSON; views, filling and dropping are left out there.
 
-`glands_evaluate` takes a model, or any function from an image to a mask, and returns a row for each image: counts of pixels, Dice and IoU of the gland, and the object scores of the GlaS challenge after glands were separated. `pooled_miou` makes of it the number of the proposal. An image in which nothing was found has no Hausdorff distance; it counts with the diagonal of the image.
+`glands_evaluate` takes a model, or any function from an image to a mask, and returns a row for each image: counts of pixels, Dice and IoU of the gland, and the scores of the GlaS challenge after glands were separated: object F1 (is each gland found?), object Dice (how much of it overlaps?) and object Hausdorff distance (how far does its outline stray at worst?), as `metrics` explains them. `pooled_miou` makes of it the number of the proposal. An image in which nothing was found has no Hausdorff distance; it counts with the diagonal of the image.
 
 ### What is there without learning
 
-`plain_masks` are the answers that a method has to beat: a coin for each pixel, the whole image, nothing, and a classical one: blur the amount of stain in the red channel, where eosin does not show, take Otsu's threshold, fill the holes and drop what is small.
+`plain_masks` are the answers that a method has to beat: a coin for each pixel, the whole image, nothing, and a classical one: blur the amount of stain in the red channel, where eosin does not show, take Otsu's threshold, drop what is small and fill the holes.
 
 ### What it is compared with
 
-The proposal names three methods that cluster features of a network while it is trained, and a network that was not trained at all. Here they are as compact as they get, on the encoder and the pyramid pooling of `GlandNet`, with the same crops and stain jitter, and two groups. `Groups` holds what they share: features, and a 1 x 1 convolution that names a group for each. K-means fits into it, for the nearest of the centres $c_k$ is the one with the highest $2f\cdot c_k-\lVert c_k\rVert^2$, which is linear in the feature $f$.
+The proposal names three methods that form groups of features while a network is trained, and a network that was not trained at all. Here they are as compact as they get, on the encoder and the pyramid pooling of `GlandNet`, with the same crops and stain jitter, and two groups. `Groups` holds what they share: features, and a 1 x 1 convolution that names a group for each. K-means fits into it, for the nearest of the centres $c_k$ is the one with the highest $2f\cdot c_k-\lVert c_k\rVert^2$, which is linear in the feature $f$.
 
 **DeepCluster** (Caron et al. 2018) clusters the features of all images, trains the network for an epoch to tell the clusters apart, and begins again. Before each epoch a copy of the network is put aside that gives the clusters of what it is shown, while the network itself sees the image in other colours.
 
-**IIC** (Ji et al. 2018) needs no clusters in between: the groups of a pixel in two views should tell as much about each other as possible. With $P$ the joint distribution of both, over all pixels, the loss is minus the mutual information $\sum P_{ab}\log\frac{P_{ab}}{P_aP_b}$. It is highest when the groups agree *and* are of one size.
+**IIC** (Ji et al. 2018) needs no clusters in between: the groups of a pixel in two views should tell as much about each other as possible. With $P$ the joint distribution of both, over all pixels, the loss is minus the mutual information $\sum P_{ab}\log\frac{P_{ab}}{P_aP_b}$. It is highest when the groups agree *and* are of one size. Features have length 1 here, so they are multiplied by 10 first; else the softmax could hardly decide.
 
 **PiCIE** (Cho et al. 2021) asks for two things by name: *invariance* to colours and *equivariance* to geometry. The features of the two views are clustered apart; each view has to fit its own clusters, and those of the other view.
 
@@ -98,11 +100,11 @@ The simplest grouping needs no network: K-means of colours, over all training im
 
 ## The table
 
-A row is one system. `gland_changes` names those that are a change of the recipe: the ablations, and the second round, which is ours. `gland_masks` trains what a row needs on the samples whose split is *train*, without their annotation, and returns a function from images to masks; the groups of the compared methods get their names in the split they are measured on.
+A row is one system. `gland_changes` names those that are a change of the recipe: the ablations, and the second round, which is ours. `gland_masks` trains what a row needs on the samples whose split is *train*, without their annotation. The first stage alone learns from nothing but the image it is asked about, and the groups of the compared methods get their names in the split they are measured on. The row without the prior has no known interior, so the diffusion loss has nothing to pull there either. The scores of single glands are measured for `object_systems` only.
 
 `gland_row` measures a row on every split and writes it into the ledger: the pooled mIoU, with the mIoU of each image beside it, and the object scores. `gland_grid` runs many rows; what is in the ledger with the same recipe is not run again, so a grid that was killed goes on.
 
-`gland_board` collects what the ledger holds: mIoU of each system with its 95 % interval over images and seeds, benign and malignant images apart where grades are known, and the object scores.
+`gland_board` collects what the ledger holds: mIoU of each system with its 95 % interval over images (whose counts are averaged over seeds first), benign and malignant images apart where grades are known, and the object scores.
 
 `gland_samples` reads GlaS for this protocol: `train` to learn from, and the test images, which are `test`, or `testA` and `testB` in the official layout. `crag` reads CRAG in the same way.
 
@@ -112,10 +114,10 @@ Docs: https://histolab-nb.github.io/histolab_nb/papers/glands.html.md"""
 
 # %% auto #0
 __all__ = ['gland_rules', 'tiny_scale', 'small_scale', 'gland_look', 'noise_sizes', 'mask_names', 'Pseudo', 'GlandSegmentation',
-           'score_names', 'plain_masks', 'group_methods', 'gland_changes', 'stage_changes', 'distant_systems',
+           'score_names', 'plain_masks', 'group_methods', 'gland_changes', 'stage_changes', 'object_systems',
            'gland_systems', 'ExteriorRecipe', 'GlandRecipe', 'phantom_glands', 'small_image', 'large_map',
-           'ShallowNets', 'self_loss', 'spatial_loss', 'train_shallow', 'cluster_responses', 'border_cue', 'border_of',
-           'drop_noise', 'seen_share', 'room_for', 'known_interior', 'rim_of', 'pseudo_mask', 'stage_key',
+           'ShallowNets', 'self_loss', 'spatial_loss', 'train_shallow', 'cluster_responses', 'border_cue', 'parting',
+           'border_of', 'drop_noise', 'seen_share', 'room_for', 'known_interior', 'rim_of', 'pseudo_mask', 'stage_key',
            'fit_at_once', 'same_size', 'stage_one', 'pseudo_masks', 'crop_window', 'GlandCrops', 'GlandViews',
            'GlandNet', 'diffusion_loss', 'GlandLoss', 'gland_agreement', 'DiffusionTrace', 'glands_dls',
            'glands_learner', 'glands_map', 'gland_mask', 'gland_instances', 'glands_predict', 'mean_iou', 'pooled_miou',
@@ -124,7 +126,7 @@ __all__ = ['gland_rules', 'tiny_scale', 'small_scale', 'gland_look', 'noise_size
            'smooth_colours', 'colour_groups', 'gland_recipe', 'glands_fit', 'next_mask', 'gland_masks', 'gland_row',
            'gland_grid', 'gland_board', 'gland_samples']
 
-# %% ../nbs/papers/40_glands.ipynb #96e67c14
+# %% ../nbs/papers/40_glands.ipynb #d41786ca
 import hashlib, json, math, psutil, time, warnings, numpy as np, pandas as pd, segmentation_models_pytorch as smp, torch
 from collections import namedtuple
 from copy import deepcopy
@@ -137,8 +139,8 @@ from scipy import ndimage as ndi
 from skimage.color import rgb2gray, rgb2lab
 from skimage.draw import line
 from skimage.filters import threshold_otsu
-from skimage.morphology import disk, opening
-from skimage.segmentation import watershed
+from skimage.morphology import disk
+from skimage.segmentation import relabel_sequential, watershed
 from skimage.transform import downscale_local_mean
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
@@ -159,15 +161,16 @@ from .postprocess import *
 from .training import *
 from .inference import *
 
-# %% ../nbs/papers/40_glands.ipynb #dcbe93d9
+# %% ../nbs/papers/40_glands.ipynb #49082796
 gland_rules = dict( # field: what it must be, and in words
     cue=(lambda o: o in ('grey','haematoxylin'), "Choose 'grey' or 'haematoxylin'"), per=(lambda o: o in ('image','batch'), "Choose 'image' or 'batch'"),
     crop=(lambda o: o>=32 and o%32==0, 'A multiple of 32, since the network halves it up to five times: 96, 128, 256 ...'),
-    depth=(lambda o: 3<=o<=5, 'From 3 to 5'), views=(lambda o: 1<=o<=8, 'From 1 to 8'), clusters=(lambda o: o>=2, 'From 2'), reach=(lambda o: o>=0, 'From 0'),
-    shrink=(lambda o: o>=1, 'From 1'), rounds=(lambda o: o>=1, 'From 1'), zoom=(lambda o: o>=1, 'From 1'), sides=(lambda o: 0<o<=1, 'Above 0, up to 1'),
-    threshold=(lambda o: 0<o<1, 'Between 0 and 1'), overlap=(lambda o: 0<=o<1, 'From 0, below 1'))
+    depth=(lambda o: 3<=o<=5, 'From 3 to 5'), views=(lambda o: 1<=o<=8, 'From 1 to 8'), clusters=(lambda o: 2<=o<=255, 'From 2 to 255'),
+    sides=(lambda o: 0<o<=1, 'Above 0, up to 1'), threshold=(lambda o: 0<o<1, 'Between 0 and 1'), overlap=(lambda o: 0<=o<1, 'From 0, below 1'),
+    **{k:(lambda o: o>=1, 'From 1') for k in ('shrink','darkest','rounds','zoom','channels','layers','steps','wide','batch_size','batches','epochs','group_epochs')},
+    **{k:(lambda o: o>=0, 'From 0') for k in ('spatial','diffusion','least','hole','reach','wall','rim','neck','min_size')})
 
-# %% ../nbs/papers/40_glands.ipynb #0996794c
+# %% ../nbs/papers/40_glands.ipynb #5cc04a0f
 @dataclass
 class ExteriorRecipe(Recipe):
     "The numbers of the first stage; a star marks what the proposal leaves open"
@@ -180,6 +183,7 @@ class ExteriorRecipe(Recipe):
     spatial:float = 5. # weight of the spatial loss; 0 leaves it out *
     clusters:int = 5 # of K-means on its features *
     cue:str = 'grey' # how the border is known: the darkest ('grey') or the bluest ('haematoxylin') cluster *
+    darkest:int = 2 # up to so many of the first clusters make the border: as many as part the image best (ours)
     least:int = 10000 # a cluster with fewer pixels is no border, px of the image *
     contrast:float = 0.05 # grey levels of [0,1] that the border is darker than the image; else there is none (ours)
     hole:int = 15000 # enclosed areas up to so large are filled, px of the image *
@@ -197,7 +201,7 @@ class ExteriorRecipe(Recipe):
         for k,(fits,words) in gland_rules.items():
             if hasattr(self, k) and not fits(getattr(self, k)): raise DataError(f'{k} cannot be {getattr(self, k)!r}', fix=words)
 
-# %% ../nbs/papers/40_glands.ipynb #0cf01cf9
+# %% ../nbs/papers/40_glands.ipynb #62b54f0b
 @dataclass
 class GlandRecipe(ExteriorRecipe):
     "Every number of the gland proposal; a star marks what it leaves open"
@@ -212,7 +216,7 @@ class GlandRecipe(ExteriorRecipe):
     crop:int = 256 # side of the network's input, px *
     zoom:float = 1.333 # crops show this factor more, or less, of the image *
     stain_jitter:float = 0.2 # haematoxylin and eosin times 1-x .. 1+x *
-    stain_shift:float = 0.05 # and -x .. x is added *
+    stain_shift:float = 0.05 # and -x .. x is added, optical density *
     batch_size:int = 8 # crops a batch *
     batches:int = 100 # of them an epoch *
     epochs:int = 100 # *
@@ -235,7 +239,7 @@ tiny_scale = dict(channels=20, steps=30, least=400, hole=1500, reach=50, wall=60
 small_scale = dict(shrink=2, channels=32, cue='haematoxylin', encoder='resnet18', imagenet=False, width=128, crop=192, batch_size=12, batches=50, epochs=6, lr=2e-3, group_epochs=4)
 GlandRecipe._scales = dict(tiny=tiny_scale, small=small_scale)
 
-# %% ../nbs/papers/40_glands.ipynb #d45b97b0
+# %% ../nbs/papers/40_glands.ipynb #8637ed86
 gland_look = Look(tumour_share=.02, glands=1.2, epithelium=3., fat=9., aggregates=0., lymphocytes=.1)
 
 def phantom_glands(
@@ -247,7 +251,7 @@ def phantom_glands(
     **kwargs, # handed to `phantom_samples`, and on to `Phantom`
 )->list: # of `Sample`; its instances are the glands
     "Phantom tissue in which the glands are annotated"
-    made = phantom_samples(n+n//2, size, mpp, seed, ('glands',), **{'look':gland_look, **kwargs})
+    made = phantom_samples(n+n//2+1, size, mpp, seed, ('glands',), **{'look':gland_look, **kwargs})
     made = sorted(made, key=lambda t: (t.glands>0).mean()<.05)[:n]
     return [array_sample(f'phantom {seed}-{i}', t.image, t.glands, None, 'phantom', split=split, mpp=mpp) for i,t in enumerate(made)]
 
@@ -346,7 +350,7 @@ def cluster_responses(
         km = KMeans(recipe.clusters, n_init=1, random_state=recipe.seed).fit(f[pick])
     return km.predict(f).reshape(y.shape[1:]).astype(np.uint8)
 
-# %% ../nbs/papers/40_glands.ipynb #771b3ebb
+# %% ../nbs/papers/40_glands.ipynb #73d8b24e
 def border_cue(
     image, # uint8 (h,w,3)
     cue:str, # 'grey' or 'haematoxylin'
@@ -354,19 +358,29 @@ def border_cue(
     "How dark, or how blue, each pixel is"
     return 1-rgb2gray(image) if cue=='grey' else separate(image)[...,0]
 
+def parting(
+    values, # float (h,w)
+    inside, # bool (h,w)
+)->float: # 0 if all is inside, or nothing
+    "Otsu's criterion: variance of the values between inside and outside"
+    p = inside.mean()
+    return float(p*(1-p)*(values[inside].mean()-values[~inside].mean())**2) if 0<p<1 else 0.
+
 def border_of(
     image, # uint8 (h,w,3) at the recipe's resolution
     clusters, # uint8 (h,w)
     recipe, # `GlandRecipe`
     name='this image', # for the warning
 )->np.ndarray: # bool (h,w); empty, with a warning, if there is no dark cluster
-    "The cluster of the gland borders (stage 1)"
-    r,ids = recipe,np.arange(recipe.clusters)
-    size = np.bincount(clusters.ravel(), minlength=r.clusters)
-    height,dark = (ndi.mean(border_cue(image, o), clusters, ids) for o in (r.cue,'grey'))
-    best = np.where(size>=r.least/r.shrink**2, height, -np.inf).argmax()
-    if size[best]>=r.least/r.shrink**2 and dark[best]-border_cue(image, 'grey').mean()>=r.contrast: return clusters==best
-    warnings.warn(f'{name}: no cluster is dark, so there is no border of glands in it')
+    "The clusters of the gland borders (stage 1)"
+    r,grey,cue = recipe,border_cue(image, 'grey'),border_cue(image, recipe.cue)
+    size,sums = np.bincount(clusters.ravel(), minlength=r.clusters),np.bincount(clusters.ravel(), cue.ravel(), r.clusters)
+    order = [k for k in np.argsort(-sums/size.clip(1)) if size[k]>=r.least/r.shrink**2]
+    options = [np.isin(clusters, order[:i+1]) for i in range(min(r.darkest, len(order)))]
+    best = max(options, key=partial(parting, cue), default=np.zeros(clusters.shape, bool))
+    if best.any() and grey[best].mean()-grey.mean()>=r.contrast: return best
+    why = 'no cluster is dark' if options else f'no cluster has {r.least/r.shrink**2:.0f} px (`least`)'
+    warnings.warn(f'{name}: {why}, so there is no border of glands in it')
     return np.zeros(clusters.shape, bool)
 
 # %% ../nbs/papers/40_glands.ipynb #76163444
@@ -561,7 +575,7 @@ class GlandViews(nn.Module):
         y = F.grid_sample(y[:,None].float(), grid, 'nearest', 'border', align_corners=False)[:,0].long()
         return self.jitter(x),y
 
-# %% ../nbs/papers/40_glands.ipynb #e79c3c0c
+# %% ../nbs/papers/40_glands.ipynb #e7bf1fd7
 class GlandNet(nn.Module):
     "PSPNet that gives scores and features"
     def __init__(self,
@@ -573,14 +587,15 @@ class GlandNet(nn.Module):
         try: net,self.started = with_weights(make, r.imagenet, r.encoder)
         except Exception as e: raise DataError(f'{r.encoder!r} cannot be the encoder of a PSPNet ({type(e).__name__}: {e})', fix='Take a ResNet, such as resnet18') from None
         self.norm = NormaliseChannels(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        self.drop,net.decoder.dropout = net.decoder.dropout,nn.Identity() # features are compared before the dropout
         self.encoder,self.decoder,self.head = net.encoder,net.decoder,net.segmentation_head
 
-    def features(self, x): return self.decoder(self.encoder(self.norm(x))) # float (B,3,H,W) in [0,1] to (B,D,H/8,W/8)
+    def features(self, x): return self.decoder(self.encoder(self.norm(x))) # float (B,3,H,W) in [0,1] to (B,D,H/2**depth,W/2**depth)
 
     def forward(self, x): # float (B,3,H,W) in [0,1], sides multiples of 32
-        "Scores (B,3,H,W) of rest, interior and exterior, or (B,2,H,W) of rest and gland; features (B,D,H/8,W/8)"
+        "Scores (B,3,H,W) of rest, interior and exterior, or (B,2,H,W) of rest and gland; features (B,D,H/2**depth,W/2**depth)"
         f = self.features(x)
-        return self.head(f),f
+        return self.head(self.drop(f)),f
 
 # %% ../nbs/papers/40_glands.ipynb #925c8ae6
 def diffusion_loss(
@@ -597,7 +612,7 @@ def diffusion_loss(
     known = inner.any((1,2,3))&outer.any((1,2,3)) if per=='image' else (inner.any()&outer.any())[None]
     return (far.flatten()*known).sum()/known.sum().clamp_min(1)
 
-# %% ../nbs/papers/40_glands.ipynb #8d79c931
+# %% ../nbs/papers/40_glands.ipynb #49179f9b
 class GlandLoss:
     "Cross-entropy with the pseudo masks, and knowledge diffusion"
     def __init__(self,
@@ -611,14 +626,16 @@ class GlandLoss:
         return F.cross_entropy(scores.float(), y.clamp(max=1) if r.merge else y),near
 
     def __call__(self, out, y):
+        "The weighted sum; `seen` keeps both terms"
         own,near = self.parts(out, y)
+        self.seen = torch.stack([own, near]).detach().float()
         return own+self.r.diffusion*near if self.r.diffusion else own
 
 def gland_agreement(out, y):
     "Share of pixels that are gland, or not, in scores and mask"
     return ((out[0].argmax(1)>0)==(y>0)).float().mean()
 
-# %% ../nbs/papers/40_glands.ipynb #762e4ca4
+# %% ../nbs/papers/40_glands.ipynb #04ac6ffe
 class DiffusionTrace(Callback):
     "Both terms of `GlandLoss`, a row a training batch, in `table`"
     run_valid = False
@@ -626,7 +643,7 @@ class DiffusionTrace(Callback):
     def before_fit(self): self.rows = []
     def state_dict(self): return dict(rows=self.rows)
     def load_state_dict(self, state): self.rows = list(state['rows'])
-    def after_loss(self): self.rows.append(torch.stack([o.detach().float() for o in self.loss_func.parts(self.pred, *self.yb)]))
+    def after_loss(self): self.rows.append(self.loss_func.seen)
 
     @property
     def table(self): return pd.DataFrame(torch.stack(self.rows).cpu() if self.rows else [], columns=['cross_entropy','diffusion'])
@@ -669,7 +686,7 @@ def glands_map(
     def predict(x): return sum(turned_back(model(turned(x, 5*i%8))[0].softmax(1), 5*i%8) for i in range(r.views))/r.views
     return sliding_map(predict, image, r.crop, r.overlap, device=next(model.parameters()).device)
 
-# %% ../nbs/papers/40_glands.ipynb #c3753169
+# %% ../nbs/papers/40_glands.ipynb #9db24956
 def gland_mask(
     prob, # float (C,h,w), of `glands_map`
     recipe, # `GlandRecipe`
@@ -683,14 +700,13 @@ def gland_instances(
     recipe, # `GlandRecipe`; its lengths are px of an image with `shrink=1`
 )->np.ndarray: # int32 (h,w), 0 is background
     "Single glands of a mask"
-    k = recipe.shrink
-    cores = drop_small(opening(np.pad(mask, 1, 'edge'), disk(max(1, recipe.neck//k)))[1:-1,1:-1], recipe.min_size/k**2)
-    seeds,_ = ndi.label(cores)
-    res = watershed(-ndi.distance_transform_edt(mask), seeds, mask=mask)
-    rest = drop_small(mask&(res==0), recipe.min_size/k**2) # thin all over: without a core
-    return (res+np.where(rest, ndi.label(rest)[0]+res.max(), 0)).astype(np.int32)
+    r,k,far = recipe,recipe.shrink,mask_distance(mask)
+    pieces,n = ndi.label(mask)
+    thin = np.isin(pieces, np.setdiff1d(np.arange(1, n+1), pieces[far>r.neck/k])) # pieces without a core are one gland
+    res = watershed(-far, ndi.label((far>r.neck/k)|thin)[0], mask=mask)
+    return relabel_sequential(np.where(np.bincount(res.ravel())[res]>=r.min_size/k**2, res, 0))[0].astype(np.int32)
 
-# %% ../nbs/papers/40_glands.ipynb #5fbf187a
+# %% ../nbs/papers/40_glands.ipynb #13aa46fa
 GlandSegmentation = namedtuple('GlandSegmentation', 'prob mask instances') # float32 (H,W); bool (H,W); int32 (H,W), 0 is background
 
 def glands_predict(
@@ -703,7 +719,7 @@ def glands_predict(
     r,net = recipe,getattr(model, 'model', model)
     if isinstance(image, (Slide,str,Path)):
         stride = max(8, int(r.crop*(1-r.overlap))//8*8)
-        kw |= dict(stride=stride, shrink=8, names=mask_names[:2] if r.merge else mask_names, tag=model_tag(net), device=next(net.parameters()).device)
+        kw = dict(stride=stride, shrink=8, names=('rest','gland') if r.merge else mask_names, tag=model_tag(net), device=next(net.parameters()).device)|kw
         return predict_slide(image, lambda x: net.eval()(x)[0].softmax(1), r.crop, r.mpp*r.shrink, **kw)
     shape,k = check_image(image).shape[:2],r.shrink
     prob = glands_map(net, small_image(image, r), r)
@@ -712,7 +728,7 @@ def glands_predict(
     if k>1: grown = F.interpolate(grown, scale_factor=k, mode='bilinear')
     return GlandSegmentation(grown[0,0,:shape[0],:shape[1]].numpy(), large_map(mask, shape, r), large_map(gland_instances(mask, r), shape, r))
 
-# %% ../nbs/papers/40_glands.ipynb #684914e6
+# %% ../nbs/papers/40_glands.ipynb #c6d17797
 score_names = ['miou','object_f1','object_dice','object_hausdorff']
 
 def mean_iou(
@@ -734,20 +750,20 @@ def glands_evaluate(
     model, # `GlandNet`, a Learner of one, or a function from uint8 (H,W,3) to a mask, bool (H,W)
     samples, # list of annotated `Sample`
     recipe, # `GlandRecipe`
-    distances:bool=True, # also the Hausdorff distance? It takes longer
-)->pd.DataFrame: # a row per image: tp, fp, fn, tn (px), dice, iou, miou, object_f1, object_dice, object_hausdorff (px), grade where it is known
+    objects:bool=True, # also the object scores? They take longer
+)->pd.DataFrame: # a row per image: tp, fp, fn, tn (px), those of `rates`, miou, object_f1, object_dice, object_hausdorff (px), grade where it is known
     "All scores on samples"
     net,rows = getattr(model, 'model', model),[]
     for s in samples:
         if isinstance(net, nn.Module): _,mask,found = glands_predict(net, s.image, recipe)
-        else:
-            mask = net(s.image)
-            found = gland_instances(mask, replace(recipe, shrink=1))
+        else: mask,found = net(s.image),None
         truth = s.instances
         row = counts(mask, truth>0)
-        objects = dict(object_f1=object_f1(truth, found), object_dice=object_dice(truth, found))
-        if distances: objects['object_hausdorff'] = min(object_hausdorff(truth, found), float(np.hypot(*truth.shape)))
-        rows.append(row | rates(**row) | dict(miou=mean_iou([[row[k] for k in count_names]])) | objects | dict(grade=s.info.get('grade (GlaS)')))
+        rows.append(row | rates(**row) | dict(miou=mean_iou([[row[k] for k in count_names]]), grade=s.info.get('grade (GlaS)')))
+        if not objects: continue
+        if found is None: found = gland_instances(mask, replace(recipe, shrink=1))
+        far = min(object_hausdorff(truth, found), float(np.hypot(*truth.shape)))
+        rows[-1] |= dict(object_f1=object_f1(truth, found), object_dice=object_dice(truth, found), object_hausdorff=far)
     return pd.DataFrame(rows, index=[s.name for s in samples])
 
 # %% ../nbs/papers/40_glands.ipynb #6994cdf6
@@ -785,10 +801,10 @@ def kmeans_layer(
     f = f[np.random.default_rng(seed).choice(len(f), min(most, len(f)), replace=False)]
     return centres_layer(MiniBatchKMeans(k, n_init=5, random_state=seed).fit(f).cluster_centers_).to(features[0].device)
 
-# %% ../nbs/papers/40_glands.ipynb #df722191
+# %% ../nbs/papers/40_glands.ipynb #6f2891bd
 class Groups(nn.Module):
     "Base of the compared methods; untrained, it is the random network"
-    trained = False
+    trained,sharp = False,1. # is it trained at all? features are multiplied with `sharp` before they are named
     def __init__(self,
         recipe, # `GlandRecipe`
         k:int=2, # groups
@@ -798,16 +814,16 @@ class Groups(nn.Module):
         self.body,self.embed = GlandNet(recipe),nn.Conv2d(recipe.width, recipe.group_dim, 1)
         self.head = nn.Conv2d(recipe.group_dim, k, 1)
 
-    def features(self, x): return F.normalize(self.embed(self.body.features(x))) # float (B,3,H,W) to (B,D,H/8,W/8), of length 1
+    def features(self, x): return F.normalize(self.embed(self.body.features(x))) # float (B,3,H,W) to (B,D,H/2**depth,W/2**depth), of length 1
 
     @torch.no_grad()
     def regroup(self, batches): # list of float (B,3,S,S)
         "Look at the data and form groups anew"
         self.head = kmeans_layer([self.features(x) for x in batches], self.k, self.r.seed)
 
-    def groups(self, x): return F.interpolate(self.head(self.features(x)), x.shape[-2:], mode='bilinear').softmax(1) # float (B,3,H,W) to (B,K,H,W)
+    def groups(self, x): return F.interpolate(self.head(self.sharp*self.features(x)), x.shape[-2:], mode='bilinear').softmax(1) # float (B,3,H,W) to (B,K,H,W)
 
-# %% ../nbs/papers/40_glands.ipynb #a1c0c44a
+# %% ../nbs/papers/40_glands.ipynb #0588fafb
 def balanced(
     scores, # (B,K,h,w)
     labels, # (B,h,w)
@@ -819,17 +835,18 @@ def balanced(
 class DeepCluster(Groups):
     "Clusters of all features are the labels of an epoch (Caron et al. 2018)"
     trained = True
+    @torch.no_grad()
     def regroup(self, batches):
-        super().regroup(batches)
-        self.old = [deepcopy(nn.ModuleList([self.body, self.embed, self.head])).eval().requires_grad_(False)]
-        self.head = nn.Conv2d(self.r.group_dim, self.k, 1).to(batches[0].device)
+        near = kmeans_layer([self.features(x) for x in batches], self.k, self.r.seed)
+        self.old = [deepcopy(nn.ModuleList([self.body, self.embed, near])).eval().requires_grad_(False)]
+        self.head.reset_parameters() # in place: the optimiser holds these tensors
 
     def forward(self, x): # float (B,3,H,W) to the loss
         body,embed,head = self.old[0]
         with torch.no_grad(): labels = head(F.normalize(embed(body.features(x)))).argmax(1)
         return balanced(self.head(self.features(self.jitter(x))), labels)
 
-# %% ../nbs/papers/40_glands.ipynb #587f1a0b
+# %% ../nbs/papers/40_glands.ipynb #f927536e
 def mutual_information(
     p, # float (B,K,h,w), probabilities of groups in one view
     q, # the same in the other
@@ -841,13 +858,13 @@ def mutual_information(
 
 class IIC(Groups):
     "Groups that say as much as possible about those of another view (Ji et al. 2018)"
-    trained = True
+    trained,sharp = True,10.
     def regroup(self, batches): pass
 
     def forward(self, x): # float (B,3,H,W) to the loss
         i = int(torch.randint(8, ()))
         p,q = self.features(self.jitter(x)),turned_back(self.features(turned(self.jitter(x), i)), i)
-        return -mutual_information(self.head(10*p).softmax(1), self.head(10*q).softmax(1))
+        return -mutual_information(*(self.head(self.sharp*o).softmax(1) for o in (p,q)))
 
 # %% ../nbs/papers/40_glands.ipynb #8a52807d
 class PiCIE(Groups):
@@ -921,8 +938,8 @@ def name_groups(
     table = sum(cluster_table(m, s.instances>0, 2, k) for m,s in zip(maps, samples))
     return [match_table(table)[m]==1 for m in maps]
 
-# %% ../nbs/papers/40_glands.ipynb #a9858659
-def smooth_colours(image, sigma=2.): return ndi.gaussian_filter(rgb2lab(image), (sigma,sigma,0)) # uint8 (h,w,3) to Lab (h,w,3)
+# %% ../nbs/papers/40_glands.ipynb #f78e054e
+def smooth_colours(image): return ndi.gaussian_filter(rgb2lab(image), (2,2,0)) # uint8 (h,w,3) to Lab (h,w,3), blurred by 2 px
 
 def colour_groups(
     samples, # list of `Sample` to learn from
@@ -938,10 +955,10 @@ def colour_groups(
         return large_map(km.predict(o.reshape(-1, 3)).reshape(o.shape[:2]), image.shape[:2], r)
     return groups
 
-# %% ../nbs/papers/40_glands.ipynb #4c5840a3
+# %% ../nbs/papers/40_glands.ipynb #1d564772
 gland_changes = {'final':{}, 'without spatial loss':dict(spatial=0.), 'without prior':dict(prior=False), 'without diffusion loss':dict(diffusion=0.), 'interior = exterior label':dict(merge=True), 'closed rims only':dict(reach=0), 'two rounds':dict(rounds=2)}
 stage_changes = {'stage 1':dict(prior=False), 'stage 1 + closed rims':dict(reach=0), 'stage 1 + prior':{}}
-distant_systems = 'Otsu and holes', 'stage 1 + prior', 'final', 'two rounds' # whose Hausdorff distances are measured, too
+object_systems = 'Otsu and holes', 'stage 1 + prior', 'final', 'two rounds' # whose single glands are measured, too
 gland_systems = [*plain_masks, 'colour K-means', *group_methods, *stage_changes, *gland_changes]
 
 def gland_recipe(
@@ -950,7 +967,7 @@ def gland_recipe(
 )->GlandRecipe:
     "The recipe of a row"
     if system not in gland_systems: raise DataError(f'there is no system {system!r}', fix=f'Choose one of {", ".join(gland_systems)}')
-    return replace(recipe, **(stage_changes|gland_changes).get(system, {}))
+    return replace(recipe, **({'random init':dict(imagenet=False)}|stage_changes|gland_changes).get(system, {}))
 
 def glands_fit(
     samples, # list of `Sample` to learn from; their annotation is not opened
@@ -971,7 +988,7 @@ def next_mask(
     prob, # float (C,h,w), of `glands_map`
     recipe, # `GlandRecipe`
 )->np.ndarray: # uint8 (h,w), an index into `mask_names`
-    "The pseudo mask of a further round"
+    "The pseudo mask of a further round; with `merge` all of it is exterior"
     exterior = prob[-1]>prob[1] if len(prob)>2 else np.ones(prob.shape[1:], bool)
     return np.where(gland_mask(prob, recipe), np.where(exterior, 2, 1), 0).astype(np.uint8)
 
@@ -998,7 +1015,7 @@ def gland_masks(
         return lambda o: name_groups([groups(s.image) for s in o], o),None
     return lambda o: [plain_masks[system](s.image) for s in o],None
 
-# %% ../nbs/papers/40_glands.ipynb #24292a1f
+# %% ../nbs/papers/40_glands.ipynb #9a5a1996
 def gland_row(
     system:str, # one of `gland_systems`
     samples, # list of annotated `Sample`
@@ -1015,12 +1032,12 @@ def gland_row(
     for split in dict.fromkeys(s.split for s in samples):
         part = [s for s in samples if s.split==split]
         made = None if isinstance(masks, Learner) else iter(masks(part))
-        table = glands_evaluate(masks if made is None else lambda _: next(made), part, r, system in distant_systems)
+        table = glands_evaluate(masks if made is None else lambda _: next(made), part, r, system in object_systems)
         about = dict(scale=scale, seed=r.seed, device=get_device(), seconds=time.time()-start, folder=results, recipe=r.to_dict(), started=started)
         pixels = {k:[int(v) for v in row] for k,row in zip(table.index, table[count_names].to_numpy())}
         save_result('glands', system, dataset, split, 'miou', pooled_miou(table).value, table.miou.round(4).to_dict(),
             pixels=pixels, grades=table.grade.dropna().to_dict(), **about)
-        save_scores(table[[o for o in score_names[1:] if o in table]], 'glands', system, dataset, split, **about)
+        if system in object_systems: save_scores(table[score_names[1:]], 'glands', system, dataset, split, **about)
         done[split] = table
     return done
 
@@ -1037,13 +1054,13 @@ def gland_grid(
     run,scale,splits = [],get_scale(scale),{s.split for s in samples}
     for system in systems:
         r = gland_recipe(system, recipe)
-        if is_done('glands', system, [(dataset,o) for o in splits], scale, r.seed, 'object_dice', results, r): continue
+        if is_done('glands', system, [(dataset,o) for o in splits], scale, r.seed, 'object_hausdorff' if system in object_systems else 'miou', results, r): continue
         print(f'{system}, seed {r.seed}')
         gland_row(system, samples, recipe, dataset, folder, scale, results)
         run.append(system)
     return run
 
-# %% ../nbs/papers/40_glands.ipynb #49145426
+# %% ../nbs/papers/40_glands.ipynb #534fd1d3
 def gland_board(
     split:str='test', # part of the data
     dataset:str='GlaS', # name of the data set
@@ -1057,7 +1074,7 @@ def gland_board(
     rows = []
     for system,runs in df.groupby('system'):
         own,means,row = runs[runs.metric=='miou'],runs.groupby('metric').value.mean(),dict(system=system)
-        px = {k:np.mean([o[k] for o in own.pixels], 0) for k in own.pixels.iloc[0]}
+        px = {k:np.mean([o[k] for o in own.pixels if k in o], 0) for o in own.pixels for k in o}
         ci = interval(list(px.values()), mean_iou) if len(px)>1 else Interval(means.miou, np.nan, np.nan)
         row |= dict(miou=means.miou, interval=f'{ci.low:.3f} to {ci.high:.3f}')
         for grade in ('benign','malignant'):
