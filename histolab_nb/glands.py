@@ -126,7 +126,7 @@ __all__ = ['gland_rules', 'tiny_scale', 'small_scale', 'gland_look', 'noise_size
            'smooth_colours', 'colour_groups', 'gland_recipe', 'glands_fit', 'next_mask', 'gland_masks', 'gland_row',
            'gland_grid', 'gland_board', 'gland_samples']
 
-# %% ../nbs/papers/40_glands.ipynb #d41786ca
+# %% ../nbs/papers/40_glands.ipynb #889377f3
 import hashlib, json, math, psutil, time, warnings, numpy as np, pandas as pd, segmentation_models_pytorch as smp, torch
 from collections import namedtuple
 from copy import deepcopy
@@ -139,7 +139,6 @@ from scipy import ndimage as ndi
 from skimage.color import rgb2gray, rgb2lab
 from skimage.draw import line
 from skimage.filters import threshold_otsu
-from skimage.morphology import disk
 from skimage.segmentation import relabel_sequential, watershed
 from skimage.transform import downscale_local_mean
 from sklearn.cluster import KMeans, MiniBatchKMeans
@@ -335,7 +334,7 @@ def train_shallow(
     left = sum(len(o.unique()) for o in y.argmax(1))/n
     return y,pd.DataFrame(torch.stack(rows).cpu(), columns=['self_loss','spatial_loss']).assign(things=[np.nan]*(r.steps-1)+[left])
 
-# %% ../nbs/papers/40_glands.ipynb #a4d75e30
+# %% ../nbs/papers/40_glands.ipynb #df252faa
 def cluster_responses(
     y, # responses (C,h,w)
     recipe, # `GlandRecipe`
@@ -344,13 +343,14 @@ def cluster_responses(
     "K-means of the responses of one image"
     y = y.detach().cpu().numpy()
     f = np.ascontiguousarray(y.reshape(len(y), -1).T)
+    if len(f)<recipe.clusters: raise DataError(f'an image of {len(f)} pixels cannot have {recipe.clusters} clusters')
     pick = np.random.default_rng(recipe.seed).choice(len(f), min(some, len(f)), replace=False)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ConvergenceWarning) # an empty image has fewer different pixels than clusters
         km = KMeans(recipe.clusters, n_init=1, random_state=recipe.seed).fit(f[pick])
     return km.predict(f).reshape(y.shape[1:]).astype(np.uint8)
 
-# %% ../nbs/papers/40_glands.ipynb #73d8b24e
+# %% ../nbs/papers/40_glands.ipynb #d284a630
 def border_cue(
     image, # uint8 (h,w,3)
     cue:str, # 'grey' or 'haematoxylin'
@@ -375,7 +375,7 @@ def border_of(
     "The clusters of the gland borders (stage 1)"
     r,grey,cue = recipe,border_cue(image, 'grey'),border_cue(image, recipe.cue)
     size,sums = np.bincount(clusters.ravel(), minlength=r.clusters),np.bincount(clusters.ravel(), cue.ravel(), r.clusters)
-    order = [k for k in np.argsort(-sums/size.clip(1)) if size[k]>=r.least/r.shrink**2]
+    order = [k for k in np.argsort(-sums/size.clip(1)) if size[k]>=max(1, r.least/r.shrink**2)]
     options = [np.isin(clusters, order[:i+1]) for i in range(min(r.darkest, len(order)))]
     best = max(options, key=partial(parting, cue), default=np.zeros(clusters.shape, bool))
     if best.any() and grey[best].mean()-grey.mean()>=r.contrast: return best
@@ -1015,7 +1015,7 @@ def gland_masks(
         return lambda o: name_groups([groups(s.image) for s in o], o),None
     return lambda o: [plain_masks[system](s.image) for s in o],None
 
-# %% ../nbs/papers/40_glands.ipynb #9a5a1996
+# %% ../nbs/papers/40_glands.ipynb #330db800
 def gland_row(
     system:str, # one of `gland_systems`
     samples, # list of annotated `Sample`
@@ -1052,8 +1052,8 @@ def gland_grid(
 )->list: # of the systems that were run
     "All systems that are not in the ledger yet"
     run,scale,splits = [],get_scale(scale),{s.split for s in samples}
-    for system in systems:
-        r = gland_recipe(system, recipe)
+    if not splits: raise DataError('there is nothing to measure on')
+    for system,r in [(o, gland_recipe(o, recipe)) for o in systems]:
         if is_done('glands', system, [(dataset,o) for o in splits], scale, r.seed, 'object_hausdorff' if system in object_systems else 'miou', results, r): continue
         print(f'{system}, seed {r.seed}')
         gland_row(system, samples, recipe, dataset, folder, scale, results)
