@@ -728,7 +728,7 @@ def glands_predict(
     if k>1: grown = F.interpolate(grown, scale_factor=k, mode='bilinear')
     return GlandSegmentation(grown[0,0,:shape[0],:shape[1]].numpy(), large_map(mask, shape, r), large_map(gland_instances(mask, r), shape, r))
 
-# %% ../nbs/papers/40_glands.ipynb #c6d17797
+# %% ../nbs/papers/40_glands.ipynb #b2b32f80
 score_names = ['miou','object_f1','object_dice','object_hausdorff']
 
 def mean_iou(
@@ -736,8 +736,7 @@ def mean_iou(
 )->float: # in [0,1]
     "Mean of the IoU of gland and of background, pooled over images"
     tp,fp,fn,tn = np.asarray(counts, float).sum(0)
-    both = [a/b for a,b in ((tp, tp+fp+fn), (tn, tn+fp+fn)) if b]
-    return float(np.mean(both))
+    return miou(np.array([[tn,fn],[fp,tp]]), names=np.array([0,1]))
 
 def pooled_miou(
     table, # of `glands_evaluate`
