@@ -5,7 +5,7 @@ the network learns, and what the augmentations destroy is what it learns to igno
 
 Each augmentation here is an `nn.Module` that takes a batch, float `(B,3,H,W)` with values in [0,1], on any device, and makes one random draw *per
 image*. `contrastive_aug` puts them together, each switchable, and `TwoViews` makes the two views. The random numbers come from torch's generator on the
-device, so `set_seed` repeats them.
+device, so `set_seed` repeats them. `Warp` is for segmentation: it moves and bends images together with their masks.
 
 Training must not wait for its images. A batch is therefore transformed as a whole, and everything that can be said as a matrix is: all changes of colour
 are one 3x3 matrix and one offset an image, crop and flip are one resampling. `benchmarks/augment.py` measures that beside kornia and
@@ -17,11 +17,12 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/augment.html.md"""
 
 # %% auto #0
 __all__ = ['check_batch', 'BatchTransform', 'Flip', 'Crop', 'Resize', 'Cutout', 'hue_matrix', 'mix_colours', 'ColourDrop',
-           'ColourJitter', 'mix_dyes', 'HEJitter', 'blur_each', 'Blur', 'Sobel', 'contrastive_aug', 'TwoViews']
+           'ColourJitter', 'mix_dyes', 'HEJitter', 'blur_each', 'Blur', 'Sobel', 'contrastive_aug', 'TwoViews', 'Warp']
 
 # %% ../nbs/foundations/08_augment.ipynb #d2df2205
 import contextlib, math, torch
 from collections import OrderedDict
+from fastcore.basics import patch
 from torch import nn
 from torch.nn import functional as F
 from .core import DataError
@@ -49,10 +50,12 @@ class BatchTransform(nn.Module):
 
     def forward(self,
         x:torch.Tensor, # float (B,3,H,W) in [0,1]
-    )->torch.Tensor: # float (B,3,H,W) in [0,1]
+        *ys, # what `transform` takes besides; `Warp` takes masks
+    ): # float (B,3,H,W) in [0,1], or a tuple of it and what became of `ys`
         x,self.seen = check_batch(x, not self.seen),True
         full = torch.autocast(x.device.type, enabled=False) if x.device.type in ('cpu','cuda') else contextlib.nullcontext()
-        with torch.no_grad(), full: return self.transform(x.float()).to(x.dtype)
+        with torch.no_grad(), full: res,*ys = (self.transform(x.float(), *ys) if ys else (self.transform(x.float()),))
+        return (res.to(x.dtype),*ys) if ys else res.to(x.dtype)
 
     def extra_repr(self): return ', '.join(f'{k}={v}' for k,v in vars(self).items() if k[0]!='_' and k not in ('training','seen'))
 
@@ -332,3 +335,85 @@ class TwoViews(nn.Module):
         x:torch.Tensor, # float (B,3,H,W) in [0,1]
     )->torch.Tensor: # (2B,3,H,W)
         return self.aug(torch.cat([x,x]))
+
+# %% ../nbs/foundations/08_augment.ipynb #0e40b03b
+class Warp(BatchTransform):
+    "Move, scale, turn and bend images and their masks, in one resampling; masks by the nearest pixel"
+    def __init__(self,
+        size:int, # side of the result, px
+        zoom:float=1., # the part shown is size*zoom**u px wide, u from -1 to 1, and at most the whole image; 1 or more
+        turn:bool=False, # lay it down in any of the eight ways of a square?
+        move:float=0., # probability of shift, scale and rotation
+        shift:float=0.0625, # by up to this share of the side, along each axis
+        scale:float=0.1, # things become 1-scale .. 1+scale times as large
+        rotate:float=45., # by up to so many degrees to either side
+        bend:float=0., # probability of a distortion, of one of the three kinds below
+        elastic:float=0.03, # knots a fifth of the side apart are displaced by up to this share of it
+        steps:float=0.3, # five bands along each axis become 1-steps .. 1+steps times as wide, then fill the side again
+        optical:float=0.15, # r is read at r*(1+k*r*r) with k up to this to either side; r is 1 at the middle of an edge
+    ):
+        super().__init__()
+        _check_settings([move,bend], size=(size, 1, 1<<15), zoom=(zoom, 1, 100), shift=(shift, 0, 1), scale=(scale, 0, 0.9), rotate=(rotate, 0, 180),
+            elastic=(elastic, 0, 0.5), steps=(steps, 0, 0.9), optical=(optical, 0, 0.5))
+        self.size,self.zoom,self.turn,self.move,self.shift,self.scale,self.rotate = size,zoom,turn,move,shift,scale,rotate
+        self.bend,self.elastic,self.steps,self.optical = bend,elastic,steps,optical
+
+# %% ../nbs/foundations/08_augment.ipynb #455eaeaf
+def _either(x, *shape): return torch.empty(len(x), *shape, device=x.device).uniform_(-1, 1)
+
+@patch
+def _move(self:Warp, p): # float (B,S,S,2)
+    u = (_either(p, 4)*_drawn(p, self.move)[:,None])[:,:,None,None]
+    angle,large = math.radians(self.rotate)*u[:,0],1+self.scale*u[:,1]
+    cos,sin,(x,y) = angle.cos()/large,angle.sin()/large,p.unbind(-1)
+    return torch.stack([cos*x-sin*y, sin*x+cos*y], -1) + 2*self.shift*u[:,2:].movedim(1, -1)
+
+@patch
+def _bend(self:Warp, p): # float (B,S,S,2)
+    n,s = p.shape[:2]
+    soft = 2*self.elastic*_either(p, 2, 6, 6)
+    ends = (1+self.steps*_either(p, 2, 5)).cumsum(2)
+    bands = F.pad(2*ends/ends[...,-1:]-1, (1,0), value=-1) - torch.linspace(-1, 1, 6, device=p.device)
+    bands = torch.stack([bands[:,0,None].expand(n,6,6), bands[:,1,:,None].expand(n,6,6)], 1)
+    lens = self.optical*_either(p, 1, 1, 1)*p*p.square().sum(-1, keepdim=True)
+    fields = [F.interpolate(o, (s,s), mode=mode, align_corners=True).movedim(1, -1) for o,mode in ((soft,'bicubic'), (bands,'bilinear'))]
+    kind = torch.randint(3, (n,), device=p.device)
+    return p + torch.stack([*fields, lens])[kind,torch.arange(n, device=p.device)]*_drawn(p, self.bend)[:,None,None,None]
+
+# %% ../nbs/foundations/08_augment.ipynb #693c50da
+@patch
+def grid(self:Warp,
+    x:torch.Tensor, # (B,C,H,W)
+)->torch.Tensor: # float (B,S,S,2), column and row; -1 and 1 are the outer edges of the image
+    "Draw where each pixel of the result is read from"
+    n,s,(h,w) = len(x),self.size,x.shape[2:]
+    wide = (s*self.zoom**_either(x)).clamp(max=min(h, w))
+    share = torch.stack([wide/w, wide/h], 1)
+    start = _either(x, 2)*(1-share)
+    line = torch.linspace(-1, 1, s, device=x.device)*(s-1)/s
+    p = torch.stack(torch.meshgrid(line, line, indexing='xy'), -1).expand(n,-1,-1,-1)
+    if self.bend: p = self._bend(p)
+    if self.move: p = self._move(p)
+    p = p*share[:,None,None] + start[:,None,None]
+    turns = (lambda o: o.flip(1), lambda o: o.flip(2), lambda o: o.transpose(1, 2)) if self.turn else ()
+    for f in turns: p = torch.where((_either(x)<0)[:,None,None,None], f(p), p)
+    return p
+
+# %% ../nbs/foundations/08_augment.ipynb #5546465f
+def _check_mask(y, x):
+    if not isinstance(y, torch.Tensor) or y.is_floating_point() or y.is_complex():
+        raise DataError(f'a mask holds whole numbers, this is {getattr(y, "dtype", type(y).__name__)}', fix='Use y.long() for classes; probabilities cannot be warped by the nearest pixel')
+    n,_,h,w = x.shape
+    if y.shape!=(n,h,w): raise DataError(f'the masks are {tuple(y.shape)}, and their images ask for {(n,h,w)}', fix='A mask is as large as its image: (B, H, W)')
+
+@patch
+def transform(self:Warp, x, *ys):
+    for y in ys: _check_mask(y, x)
+    n,_,h,w = x.shape
+    grid,edge = self.grid(x),'reflection' if self.move or self.bend else 'border'
+    still = (h,w)==(self.size,self.size) and self.zoom==1 and not (self.move or self.bend)
+    res = F.grid_sample(x, grid, 'nearest' if still else 'bilinear', edge, align_corners=False).clamp(0, 1)
+    if not ys: return res
+    at = torch.stack(torch.meshgrid(*(torch.arange(o, device=x.device) for o in (h,w)), indexing='ij')).float().expand(n,-1,-1,-1)
+    rows,cols = F.grid_sample(at, grid, 'nearest', edge, align_corners=False).long().unbind(1)
+    return (res, *(y.as_subclass(torch.Tensor)[torch.arange(n, device=x.device)[:,None,None],rows,cols] for y in ys))

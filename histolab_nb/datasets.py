@@ -13,11 +13,11 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/datasets.html.md"""
 # %% auto #0
 __all__ = ['image_types', 'label_types', 'monuseg_splits', 'consep_raw', 'consep_merged', 'pannuke_classes', 'readers', 'Sample',
            'image_size', 'read_rgb', 'as_labels', 'read_mat', 'read_npy', 'read_labels', 'read_text_labels',
-           'imagescope_regions', 'draw_regions', 'read_imagescope', 'read_classes', 'array_sample', 'middle', 'natural',
-           'list_files', 'pair_files', 'find_folders', 'split_of', 'dataset_root', 'barcode', 'image_folder',
-           'monuseg_table', 'monuseg', 'by_split', 'sample_table', 'consep', 'glas', 'crag', 'tnbc', 'pannuke', 'cpm',
-           'by_patient', 'shared_patients', 'Card', 'card', 'cards', 'check_dataset', 'file_hash', 'is_archive',
-           'fetch', 'unpack', 'get_dataset']
+           'imagescope_regions', 'draw_regions', 'read_imagescope', 'read_classes', 'array_sample', 'middle',
+           'shrink_image', 'shrink_map', 'grow_map', 'shrunk', 'natural', 'list_files', 'pair_files', 'find_folders',
+           'split_of', 'dataset_root', 'barcode', 'image_folder', 'monuseg_table', 'monuseg', 'by_split',
+           'sample_table', 'consep', 'glas', 'crag', 'tnbc', 'pannuke', 'cpm', 'by_patient', 'shared_patients', 'Card',
+           'card', 'cards', 'check_dataset', 'file_hash', 'is_archive', 'fetch', 'unpack', 'get_dataset']
 
 # %% ../nbs/foundations/07_datasets.ipynb #adb3934e
 import csv, functools, hashlib, lzma, random, re, shutil, stat, tarfile, time, zipfile, zlib
@@ -278,6 +278,50 @@ def middle(
     if side<1: raise DataError(f'a square of {side} px cannot be cut', fix='Choose a side from 1')
     loads = {o:functools.partial(_cut, sample, o[5:], side) for o in ('load_image','load_instances','load_classes') if getattr(sample, o)}
     return replace(sample, empty=True, size=tuple(min(n, side) for n in sample.shape), **loads)
+
+# %% ../nbs/foundations/07_datasets.ipynb #47bb2d25
+def _whole(a, k):
+    "The array with its edges repeated to whole squares of `k` px"
+    if k<1: raise DataError(f'an image cannot be made smaller by the factor {k}', fix='Choose a whole number from 1')
+    return np.pad(a, [(0,-n%k) for n in a.shape[:2]]+[(0,0)]*(a.ndim-2), 'edge')
+
+def shrink_image(
+    image:np.ndarray, # uint8 (H,W,3)
+    k:int, # factor, from 1
+)->np.ndarray: # uint8 (h,w,3)
+    "An image at 1/k of its resolution: means of squares"
+    if k==1: return image
+    o = _whole(image, k)
+    return o.reshape(o.shape[0]//k, k, o.shape[1]//k, k, -1).mean((1,3)).round().astype(np.uint8)
+
+def shrink_map(
+    labels:np.ndarray, # whole numbers (H,W)
+    k:int, # factor, from 1
+)->np.ndarray: # (h,w)
+    "A map of labels at 1/k of its resolution: the label in the middle of each square"
+    return _whole(labels, k)[k//2::k,k//2::k]
+
+def grow_map(
+    labels:np.ndarray, # (h,w)
+    shape:tuple, # (H,W) of the image
+    k:int, # factor, from 1
+)->np.ndarray: # (H,W)
+    "A map that was made at 1/k of the resolution, at that of the image"
+    return labels if k==1 else labels.repeat(k, 0).repeat(k, 1)[:shape[0],:shape[1]]
+
+# %% ../nbs/foundations/07_datasets.ipynb #6b0e69df
+def _small(sample, name, k, *shape):
+    "One of a sample's maps at 1/k of its resolution"
+    return (shrink_image if name=='image' else shrink_map)(getattr(sample, name), k)
+
+def shrunk(
+    sample:Sample, # any sample
+    k:int, # factor, from 1
+)->Sample:
+    "A sample at 1/k of its resolution"
+    if k==1: return sample
+    loads = {o:functools.partial(_small, sample, o[5:], k) for o in ('load_image','load_instances','load_classes') if getattr(sample, o)}
+    return replace(sample, empty=True, size=tuple(-(-n//k) for n in sample.shape), mpp=sample.mpp and sample.mpp*k, **loads)
 
 # %% ../nbs/foundations/07_datasets.ipynb #988b494a
 image_types = ('.tif', '.tiff', '.png', '.bmp', '.jpg', '.jpeg', '.webp') # endings of image files

@@ -54,7 +54,7 @@ Single nuclei of the stroma are as dark as those of the glands. The code of the 
 
 `pseudo_masks` takes samples and returns what the second stage learns from: name, image and mask of each, at the recipe's resolution. The annotation of the samples is not opened.
 
-The second stage sees square crops of images and masks. `GlandCrops` draws them, anywhere and turned any way; an image that is smaller than a crop is continued by its mirror image, and its mask with it. Crops are drawn a little larger than the network's input, and `GlandViews` cuts a part of each at random and brings it to size on the device, image and mask in one step, so that glands are seen larger and smaller; then the dyes vary. A mask is never interpolated.
+The second stage sees square crops of images and masks. `MaskWindows` draws them, anywhere and turned any way; an image that is smaller than a crop is continued by its mirror image, and its mask with it. Crops are drawn a little larger than the network's input (`crop_window`), and on the device `GlandViews` lets `Warp` show a part of each and bring it to size, image and mask in one step, so that glands are seen larger and smaller; then the dyes vary. A mask is never interpolated.
 
 `GlandNet` is the PSPNet of segmentation-models-pytorch: an encoder that ends at an eighth of the resolution, then *pyramid pooling*: the features are averaged over the whole picture and over 2 x 2, 3 x 3 and 6 x 6 parts of it, and these summaries are laid beside them. So each pixel knows what is around it, near and far. It returns the scores, and the features before the last layer, which the diffusion loss needs.
 
@@ -118,9 +118,9 @@ __all__ = ['gland_rules', 'tiny_scale', 'small_scale', 'gland_look', 'noise_size
            'gland_systems', 'ExteriorRecipe', 'GlandRecipe', 'phantom_glands', 'small_image', 'large_map',
            'ShallowNets', 'self_loss', 'spatial_loss', 'train_shallow', 'cluster_responses', 'border_cue', 'parting',
            'border_of', 'drop_noise', 'seen_share', 'room_for', 'known_interior', 'rim_of', 'pseudo_mask', 'stage_key',
-           'fit_at_once', 'same_size', 'stage_one', 'pseudo_masks', 'crop_window', 'GlandCrops', 'GlandViews',
-           'GlandNet', 'diffusion_loss', 'GlandLoss', 'gland_agreement', 'DiffusionTrace', 'glands_dls',
-           'glands_learner', 'glands_map', 'gland_mask', 'gland_instances', 'glands_predict', 'mean_iou', 'pooled_miou',
+           'fit_at_once', 'same_size', 'stage_one', 'pseudo_masks', 'crop_window', 'GlandViews', 'GlandNet',
+           'diffusion_loss', 'GlandLoss', 'gland_agreement', 'DiffusionTrace', 'glands_dls', 'glands_learner',
+           'glands_map', 'gland_mask', 'gland_instances', 'glands_predict', 'mean_iou', 'pooled_miou',
            'glands_evaluate', 'dark_and_filled', 'centres_layer', 'kmeans_layer', 'Groups', 'balanced', 'DeepCluster',
            'mutual_information', 'IIC', 'PiCIE', 'some_views', 'Regroup', 'group_learner', 'group_maps', 'name_groups',
            'smooth_colours', 'colour_groups', 'gland_recipe', 'glands_fit', 'next_mask', 'gland_masks', 'gland_row',
@@ -539,23 +539,6 @@ def crop_window(
     "Side of the squares that crops are cut from, a multiple of 32"
     return 32*math.ceil(recipe.crop*recipe.zoom/32)
 
-class GlandCrops(Windows):
-    "Random squares of images and pseudo masks"
-    def __init__(self,
-        source, # list of `Pseudo`
-        recipe, # `GlandRecipe`
-        n:int, # items an epoch
-        seed:int|None=None, # as in `Windows`
-    ):
-        side = crop_window(recipe)
-        def wide(a): return np.pad(a, (*[(0, max(side-n, 0)) for n in a.shape[:2]], (0,0)), 'symmetric')
-        super().__init__([wide(np.dstack([o.image, o.mask])) for o in source], side, n, seed, [o.name for o in source])
-
-    def __getitem__(self, i):
-        "A square uint8 (3,S,S) and its mask int64 (S,S)"
-        t = torch.from_numpy(self.draw(i))
-        return t[...,:3].permute(2, 0, 1),t[...,3].long()
-
 # %% ../nbs/papers/40_glands.ipynb #211a475d
 class GlandViews(nn.Module):
     "A part of each square at another size, and other amounts of dye"
@@ -563,16 +546,10 @@ class GlandViews(nn.Module):
         recipe, # `GlandRecipe`
     ):
         super().__init__()
-        self.r,self.jitter = recipe,HEJitter(recipe.stain_jitter, recipe.stain_shift)
+        self.warp,self.jitter = Warp(recipe.crop, recipe.zoom),HEJitter(recipe.stain_jitter, recipe.stain_shift)
 
     def forward(self, x, y): # float (B,3,W,W) and int64 (B,W,W) to (B,3,S,S) and (B,S,S)
-        n,s = len(x),self.r.crop
-        share = (s*self.r.zoom**torch.empty(n, device=x.device).uniform_(-1, 1)/x.shape[-1]).clamp(max=1)
-        move = torch.empty(n, 2, device=x.device).uniform_(-1, 1)*(1-share[:,None])
-        at = torch.cat([torch.diag_embed(share[:,None].expand(n, 2)), move[...,None]], 2)
-        grid = F.affine_grid(at, (n,3,s,s), align_corners=False)
-        x = F.grid_sample(x, grid, padding_mode='border', align_corners=False).clamp(0, 1)
-        y = F.grid_sample(y[:,None].float(), grid, 'nearest', 'border', align_corners=False)[:,0].long()
+        x,y = self.warp(x, y)
         return self.jitter(x),y
 
 # %% ../nbs/papers/40_glands.ipynb #e7bf1fd7
@@ -656,8 +633,9 @@ def glands_dls(
     "Loaders of the second stage"
     r,device = recipe,device or get_device()
     set_seed(r.seed)
-    train = DataLoader(GlandCrops(source, r, r.batch_size*r.batches), bs=r.batch_size, device=device)
-    fixed = DataLoader(GlandCrops(source, r, 4*r.batch_size, r.seed), bs=r.batch_size, device=device)
+    crops = partial(MaskWindows, [o.image for o in source], [o.mask for o in source], crop_window(r), names=[o.name for o in source])
+    train = DataLoader(crops(r.batch_size*r.batches), bs=r.batch_size, device=device)
+    fixed = DataLoader(crops(4*r.batch_size, r.seed), bs=r.batch_size, device=device)
     return DataLoaders(train, fixed, device=device)
 
 # %% ../nbs/papers/40_glands.ipynb #948c0253

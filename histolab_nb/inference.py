@@ -7,7 +7,7 @@ into a file that [QuPath](https://qupath.github.io) opens on top of the slide. `
 `sliding_map` does for every pixel of one image what `predict_slide` does for a slide: overlapping windows, blended without seams. `turned` and `turned_back` help to average a prediction over the eight ways a square can lie.
 
 Nuclei are counted rather than mapped: `segment_image` outlines and measures every one of an image or a slide, in windows that neither lose nor double any, and `segment_file` goes from a file to
-instance map, overlay, GeoJSON and table.
+instance map, overlay, GeoJSON and table. A model that tells what kind of nucleus each one is returns a class map beside its instances; then outlines, GeoJSON and table tell the classes, too.
 
 Memory is bounded by the map, never by the slide. With a folder for its notes a prediction that is killed goes on where it was.
 
@@ -17,10 +17,11 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/inference.html.md"""
 
 # %% auto #0
 __all__ = ['image_suffixes', 'slide_suffixes', 'SlideMap', 'map_cell', 'Stitcher', 'TileLog', 'model_tag', 'check_answers',
-           'predict_slide', 'ring_area', 'Region', 'regions', 'write_geojson', 'overlay_slide', 'window_starts',
-           'blend_weight', 'sliding_map', 'turned', 'turned_back', 'Window', 'cut_windows', 'owned', 'Seam', 'at_mpp',
-           'check_instances', 'Source', 'as_source', 'haematoxylin_model', 'Nuclei', 'segment_image', 'read_picture',
-           'open_picture', 'overlay_nuclei', 'save_nuclei', 'segment_file']
+           'predict_slide', 'ring_area', 'Region', 'regions', 'class_colour', 'write_geojson', 'overlay_slide',
+           'window_starts', 'blend_weight', 'sliding_map', 'turned', 'turned_back', 'Window', 'cut_windows', 'owned',
+           'Seam', 'check_instances', 'check_classes', 'check_nuclei', 'at_mpp', 'Source', 'as_source',
+           'haematoxylin_model', 'Nuclei', 'vote_classes', 'segment_image', 'read_picture', 'open_picture',
+           'overlay_nuclei', 'save_nuclei', 'segment_file']
 
 # %% ../nbs/foundations/11_inference.ipynb #1bdae5f3
 import hashlib, inspect, json, math, os, zipfile
@@ -443,6 +444,13 @@ def regions(
         res.append(Region(int(labels[tuple(part.coords[0])]), rings))
     return sorted(res, key=lambda o: -o.area)
 
+# %% ../nbs/foundations/11_inference.ipynb #5be07a1c
+def class_colour(
+    c:int, # class, from 1
+)->str: # for matplotlib
+    "The colour of a class, in files and pictures: `plots.palette` in turn"
+    return palette[(c-1)%len(palette)]
+
 # %% ../nbs/foundations/11_inference.ipynb #b2094754
 def _feature(region, name, colour, kind, measures):
     "One region as GeoJSON"
@@ -470,7 +478,7 @@ def write_geojson(
         for i,(r,m) in enumerate(zip(regions, rows)):
             if slide_mpp: m = {'Area um^2':r.area*slide_mpp**2} | m
             c = r.label
-            f.write(',\n'*(i>0) + json.dumps(_feature(r, of(names, c, f'class {c}'), of(colours, c, palette[(c-1)%len(palette)]), kind, m)))
+            f.write(',\n'*(i>0) + json.dumps(_feature(r, of(names, c, f'class {c}'), of(colours, c, class_colour(c)), kind, m)))
         f.write(']}\n')
     return path
 
@@ -649,19 +657,6 @@ class Seam:
             a,b,c,d = p.bbox[1]+x,p.bbox[0]+y,p.bbox[3]+x,p.bbox[2]+y
             if a<win.x0+halo or b<win.y0+halo or c>win.x1-halo or d>win.y1-halo: self.parts.append((a, b, p.image))
 
-# %% ../nbs/foundations/11_inference.ipynb #26a7dc58
-def at_mpp(
-    predict, # image uint8 (H,W,3) -> instance map (H,W)
-    own:float=.25, # um/px it was made for; within a tenth of it images are taken as they are
-): # image, mpp -> instance map
-    "A model for one resolution as a model for any: the image is resampled, and the instances back"
-    def res(image, mpp=own):
-        (h,w),k = image.shape[:2],mpp/own
-        if abs(k-1)<=.1: return predict(image)
-        im = Image.fromarray(image).resize((max(1, round(w*k)), max(1, round(h*k))), Image.Resampling.BICUBIC)
-        return np.asarray(Image.fromarray(predict(np.asarray(im)).astype(np.int32)).resize((w,h), Image.Resampling.NEAREST))
-    return res
-
 # %% ../nbs/foundations/11_inference.ipynb #92d34338
 def check_instances(
     labels, # what a model returned
@@ -672,6 +667,54 @@ def check_instances(
     if labels.shape!=tuple(shape[:2]) or labels.dtype.kind not in 'bui' or labels.min(initial=0)<0:
         raise DataError(f'for an image of {shape[0]} x {shape[1]} px the model returned {labels.dtype} {labels.shape}, which is no instance map', fix='It should return whole numbers (H,W), 0 for background')
     return label(labels, connectivity=1).astype(np.int32) if labels.dtype==bool else labels.astype(np.int32)
+
+# %% ../nbs/foundations/11_inference.ipynb #d1a6e55e
+def _check_names(names):
+    "Names of classes as a tuple, or none"
+    if names is None: return None
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if not 2<=len(names)==len(set(names))<=256 or not all(isinstance(o, str) for o in names):
+        raise DataError(f'these are no names of classes: {names!r}'[:200], fix="Pass a tuple such as ('background','tumour','other'), that of class 0 first, none of them twice")
+    return names
+
+def check_classes(
+    classes, # what a model returned beside its instances
+    shape:tuple, # (H,W) of its image
+    names:tuple|None=None, # of the classes, that of the background first; any up to 255 if none
+)->np.ndarray: # uint8 (H,W)
+    "A class map; `DataError` if it is none"
+    classes,last = np.asarray(classes),len(names or range(256))-1
+    if classes.shape!=tuple(shape[:2]) or classes.dtype.kind not in 'bui':
+        raise DataError(f'for an image of {shape[0]} x {shape[1]} px the model returned {classes.dtype} {classes.shape}, which is no class map', fix='Beside the instances it should return whole numbers (H,W), 0 for background')
+    low,high = int(classes.min(initial=0)),int(classes.max(initial=0))
+    if low<0 or high>last: raise DataError(f'the model returned class {low if low<0 else high}, and classes go from 0 to {last}', fix=f'Their names are {names}' if names else 'Number them from 1 on, 0 for background')
+    return classes.astype(np.uint8)
+
+# %% ../nbs/foundations/11_inference.ipynb #4243ed52
+def check_nuclei(
+    answer, # what a model returned: instance map, or a pair (tuple) of instance map and class map
+    shape:tuple, # (H,W) of its image
+    names:tuple|None=None, # as in `check_classes`
+)->tuple: # instance map int32 (H,W); class map uint8 (H,W), or none
+    "The answer of a model of nuclei; `DataError` if it is none"
+    if not isinstance(answer, tuple): return check_instances(answer, shape),None
+    if len(answer)!=2: raise DataError(f'the model returned a tuple of {len(answer)}', fix='It should return an instance map, or a pair of instance map and class map')
+    return check_instances(answer[0], shape),check_classes(answer[1], shape, names)
+
+# %% ../nbs/foundations/11_inference.ipynb #26a7dc58
+def at_mpp(
+    predict, # image uint8 (H,W,3) -> instance map (H,W), or a pair of instance map and class map
+    own:float=.25, # um/px it was made for; within a tenth of it images are taken as they are
+): # image, mpp -> the same
+    "A model for one resolution as a model for any: the image is resampled, and the instances back"
+    def res(image, mpp=own):
+        (h,w),k = image.shape[:2],mpp/own
+        if abs(k-1)<=.1: return predict(image)
+        im = np.asarray(Image.fromarray(image).resize((max(1, round(w*k)), max(1, round(h*k))), Image.Resampling.BICUBIC))
+        def back(o): return np.asarray(Image.fromarray(o.astype(np.int32)).resize((w,h), Image.Resampling.NEAREST))
+        labels,classes = check_nuclei(predict(im), im.shape)
+        return back(labels) if classes is None else (back(labels),back(classes))
+    return res
 
 # %% ../nbs/foundations/11_inference.ipynb #3f660161
 class Source(NamedTuple):
@@ -739,15 +782,33 @@ def haematoxylin_model(
 @dataclass(repr=False)
 class Nuclei:
     "The nuclei of an image or of a slide"
-    table:pd.DataFrame # a row a nucleus, from the top down: the columns of `nuclei_table`, in level-0 px and um
-    polygons:list # of `Region`, in the order of the table, all of class 1
+    table:pd.DataFrame # a row a nucleus, from the top down: the columns of `nuclei_table`, in level-0 px and um; `class` after `id` if there are classes
+    polygons:list # of `Region`, in the order of the table, of the class of the row; all of class 1 without classes
     dims:tuple # width and height, level-0 px
     mpp:float|None = None # um per level-0 px
     instances:np.ndarray|None = None # int32 (H,W), the ids of the table; none for a slide
     cut:int = 0 # objects that reach to the edge of their window: they were larger than the halo and may be cut
+    names:tuple|None = None # of the classes, by number, that of the background first; none without classes
+    classes:np.ndarray|None = None # uint8 (H,W), the class of the nucleus at a pixel; none for a slide or without classes
 
+    @property
+    def counts(self): return dict(zip(self.names, np.bincount(self.table['class'], minlength=len(self.names)).tolist())) if self.names else {}
     def __len__(self): return len(self.table)
-    def __repr__(self): return f'Nuclei({len(self)} on {self.dims[0]} x {self.dims[1]} px' + (f', {self.cut} cut by a window)' if self.cut else ')')
+    def __repr__(self):
+        kinds = ', '.join(f'{n} {k}' for k,n in self.counts.items() if n)
+        return f'Nuclei({len(self)} on {self.dims[0]} x {self.dims[1]} px' + (f': {kinds}' if kinds else '') + (f', {self.cut} cut by a window)' if self.cut else ')')
+
+# %% ../nbs/foundations/11_inference.ipynb #c1d77cff
+def vote_classes(
+    labels:np.ndarray, # int (H,W), ids 1..n, 0 is background
+    classes:np.ndarray, # uint8 (H,W), classes of pixels, 0 is background
+)->np.ndarray: # int (n,)
+    "The class of each nucleus: that of most of its pixels, the lower one in a tie; 0 if it is background all over"
+    n,c = int(labels.max(initial=0)),int(classes.max(initial=0))+1
+    inside = labels>0
+    votes = np.bincount((labels[inside]-1)*np.int64(c)+classes[inside], minlength=n*c).reshape(n, c)
+    votes[:,0] = 0
+    return votes.argmax(1)
 
 # %% ../nbs/foundations/11_inference.ipynb #b9754765
 def _touch(labels, win, src):
@@ -756,16 +817,18 @@ def _touch(labels, win, src):
     for inner,line in ((x0>0, labels[:,0]), (y0>0, labels[0]), (x1<src.w, labels[:,-1]), (y1<src.h, labels[-1])): at += [line]*inner
     return len(np.setdiff1d(np.concatenate(at), [0])) if at else 0
 
-def _measure(labels, image, win, src, corners):
-    "Table and polygons of the instances of a window, in level-0 px"
+def _measure(labels, image, win, src, corners, classes=None):
+    "Table and polygons of the instances of a window, in level-0 px, with their classes if there is a map of them"
     (x,y),(sx,sy) = win.box[:2],src.scale_xy
     df = nuclei_table(labels, image, src.mpp)
     length = math.sqrt(sx*sy)
     df = df.assign(x=(df.x+x+.5)*sx-.5, y=(df.y+y+.5)*sy-.5, area=df.area*sx*sy, major=df.major*length, minor=df.minor*length)
     if src.mpp_xy: df = df.assign(x_um=df.x*src.mpp_xy[0], y_um=df.y*src.mpp_xy[1])
+    if classes is not None: df.insert(1, 'class', vote_classes(labels, classes))
+    kinds = [1]*len(df) if classes is None else df['class'].tolist()
     found = {r.label:r for r in regions(labels, src.scale_xy, corners=corners)}
-    def place(r): return Region(1, [(o+(x*sx,y*sy)).clip(0, src.dims) for o in r.rings])
-    return df,[place(found[i]) for i in df.id]
+    def place(r, c): return Region(c, [(o+(x*sx,y*sy)).clip(0, src.dims) for o in r.rings])
+    return df,[place(found[i], c) for i,c in zip(df.id, kinds)]
 
 # %% ../nbs/foundations/11_inference.ipynb #47fc507f
 def _ordered(tables, polygons, instances):
@@ -778,35 +841,53 @@ def _ordered(tables, polygons, instances):
     df = df.iloc[order].assign(id=np.arange(1, len(df)+1)).reset_index(drop=True)
     return df,[polygons[i] for i in order],instances
 
+# %% ../nbs/foundations/11_inference.ipynb #04635137
+def _with_classes(nuclei, names):
+    "The same nuclei with the map of their classes, if there is one of instances, and names"
+    kinds = nuclei.table['class']
+    nuclei.names = names or ('background', *(f'class {i}' for i in range(1, kinds.max()+1 if len(kinds) else 1)))
+    if nuclei.instances is not None: nuclei.classes = np.append(0, kinds).astype(np.uint8)[nuclei.instances]
+    return nuclei
+
 # %% ../nbs/foundations/11_inference.ipynb #694f8bb6
+def _check_paired(classes, names, before):
+    "Classes for every window or for none, and for none no names"
+    if before is not None and (classes is None)==before: raise DataError('the model returned classes for some windows and none for others', fix='Let it return a pair of instances and classes every time, or never')
+    if names and classes is None: raise DataError(f'the model returned no classes for the names {names}', fix='Leave out the names, or let it return a pair of instances and classes')
+    return classes is not None
+
 def segment_image(
     source:np.ndarray|Slide|str|Path, # image uint8 (H,W,3), or a slide
-    predict, # image uint8 (h,w,3) -> instance map (h,w); told the um/px as `mpp` if it has such a parameter and they are known
+    predict, # image uint8 (h,w,3) -> instance map (h,w), or a pair of it and a class map (h,w); told the um/px as `mpp` if it has such a parameter and they are known
     mpp:float|None=None, # um/px: those of an image, if known; for a slide, at what it is read: 0.25 if none, or its own if near
     core:int=1024, # side of the windows, px
     halo:int=64, # px around a window that the model sees, too
     mask:np.ndarray|None=None, # (H,W) bool over the whole of it, where to look; `tissue_mask` if none for a slide, everywhere for an image
     corners:bool=False, # polygons along the pixels, around every corner? else corners are cut
+    names:tuple|None=None, # of the classes, that of the background first; 'class 1' and so on if none
     progress:bool=True, # show a progress bar
 )->Nuclei:
     "Outline and measure every nucleus of an image or a slide, window by window"
-    src = as_source(source, mpp, mask)
+    src,names = as_source(source, mpp, mask),_check_names(names)
     instances = np.zeros((src.h,src.w), np.int32) if isinstance(source, np.ndarray) else None
     told = dict(mpp=src.mpp) if src.mpp and 'mpp' in inspect.signature(predict).parameters else {}
     wins = [o for o in cut_windows(src.w, src.h, core, halo) if src.has_tissue(o[:4])]
-    seam,tables,polygons,n,cut = Seam(),[],[],0,0
+    seam,tables,polygons,n,cut,paired = Seam(),[],[],0,0,None
     for win in tqdm(wins, desc='nuclei', unit='window', disable=not progress):
         image,(x0,y0,x1,y1) = src.read(win.box),win.box
-        labels = owned(check_instances(predict(image, **told), image.shape), win, seam.taken(win))
+        labels,classes = check_nuclei(predict(image, **told), image.shape, names)
+        paired = _check_paired(classes, names, paired)
+        labels = owned(labels, win, seam.taken(win))
         seam.add(labels, win, halo)
         cut += _touch(labels, win, src)
-        df,polys = _measure(labels, image, win, src, corners)
+        df,polys = _measure(labels, image, win, src, corners, classes)
         if instances is not None: instances[y0:y1, x0:x1] += np.where(labels, labels+n, 0)
         n += len(df)
         tables.append(df)
         polygons += polys
     df,polygons,instances = _ordered(tables, polygons, instances)
-    return Nuclei(df, polygons, src.dims, src.mpp_xy and math.sqrt(math.prod(src.mpp_xy)), instances, cut)
+    res = Nuclei(df, polygons, src.dims, src.mpp_xy and math.sqrt(math.prod(src.mpp_xy)), instances, cut)
+    return _with_classes(res, names) if paired else res
 
 # %% ../nbs/foundations/11_inference.ipynb #e9259bce
 def read_picture(
@@ -851,7 +932,8 @@ def overlay_nuclei(
     if s!=1: im = im.resize([max(1, round(s*o)) for o in im.size], Image.Resampling.BICUBIC)
     draw,k,pair = ImageDraw.Draw(im),np.divide(im.size, nuclei.dims),(palette[3],palette[1])
     for i,r in enumerate(nuclei.polygons):
-        for ring in r.rings: draw.line([tuple(o) for o in (ring*k-.5).tolist()], fill=pair[i%2], width=1)
+        colour = class_colour(r.label) if nuclei.names else pair[i%2]
+        for ring in r.rings: draw.line([tuple(o) for o in (ring*k-.5).tolist()], fill=colour, width=1)
     return np.asarray(im)
 
 # %% ../nbs/foundations/11_inference.ipynb #e431312f
@@ -865,20 +947,28 @@ def _save_instances(instances, path):
     old.unlink(missing_ok=True) # of an earlier run
     return path
 
+def _save_classes(classes, path):
+    "A class map in 8 bits"
+    with atomic_path(path) as p: Image.fromarray(classes).save(p)
+    return path
+
 def save_nuclei(
     nuclei:Nuclei, # what was found
     source:np.ndarray|Slide, # where
     folder:str|Path, # for the files; made if it is not there
     stem:str, # the first part of their names
 )->list: # of paths
-    "Write instance map, overlay, GeoJSON and table"
-    folder = out_folder(folder)
+    "Write instance map, overlay, GeoJSON and table, and a class map if there is one"
+    folder,table,names = out_folder(folder),nuclei.table.round(4),nuclei.names
     res = [folder/f'{stem}{o}' for o in ('_overlay.jpg','.geojson','_nuclei.csv')]
+    if names: table.insert(2, 'class_name', [names[i] for i in table['class']])
     with atomic_path(res[0]) as p: Image.fromarray(overlay_nuclei(source, nuclei)).save(p, quality=92)
     measures = nuclei.table[['eccentricity','solidity','haematoxylin']].rename(columns=str.capitalize)
-    write_geojson(res[1], nuclei.polygons, ('background','nucleus'), slide_mpp=nuclei.mpp, kind='detection', measures=measures)
-    with atomic_path(res[2]) as p: nuclei.table.round(4).to_csv(p, index=False)
-    return res if nuclei.instances is None else [_save_instances(nuclei.instances, folder/f'{stem}_instances.png'), *res]
+    write_geojson(res[1], nuclei.polygons, names or ('background','nucleus'), slide_mpp=nuclei.mpp, kind='detection', measures=measures)
+    with atomic_path(res[2]) as p: table.to_csv(p, index=False)
+    if nuclei.instances is None: return res
+    res = [_save_instances(nuclei.instances, folder/f'{stem}_instances.png'), *res]
+    return res if nuclei.classes is None else [*res, _save_classes(nuclei.classes, folder/f'{stem}_classes.png')]
 
 # %% ../nbs/foundations/11_inference.ipynb #1265efb2
 def segment_file(
@@ -886,11 +976,12 @@ def segment_file(
     out:str|Path, # folder for the files
     predict=None, # as in `segment_image`; the classical baseline if none
     mpp:float|None=None, # um/px, of level 0 for a slide; needed only where the file does not say
+    names:tuple|None=None, # of the classes, that of the background first, if `predict` returns classes
     progress:bool=True, # show a progress bar
     **kw, # handed to `segment_image`: core, halo, corners
 )->tuple: # the `Nuclei`, the files, and whether 0.25 um/px was assumed
     "Segment the nuclei of a file, and write what was found"
     source = open_picture(path, mpp)
     own = None if isinstance(source, Slide) else mpp or .25
-    res = segment_image(source, predict or haematoxylin_model(source, own), own, progress=progress, **kw)
+    res = segment_image(source, predict or haematoxylin_model(source, own), own, names=names, progress=progress, **kw)
     return res,save_nuclei(res, source, out, Path(path).stem),own is not None and mpp is None

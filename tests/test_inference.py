@@ -3,14 +3,16 @@ import os, signal, subprocess, sys
 import numpy as np, pandas as pd, pytest, tifffile, torch
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib.colors import to_rgb
 from PIL import Image
 from skimage.measure import label
 from torch import nn
 from torch.nn import functional as F
 from histolab_nb.core import DataError, read_json
-from histolab_nb.inference import (Nuclei, SlideMap, TileLog, haematoxylin_model, predict_slide, read_picture, regions, ring_area, save_nuclei,
-    segment_image, sliding_map, window_starts, write_geojson)
+from histolab_nb.inference import (Nuclei, SlideMap, TileLog, at_mpp, class_colour, haematoxylin_model, overlay_nuclei, predict_slide, read_picture, regions,
+    ring_area, save_nuclei, segment_file, segment_image, sliding_map, vote_classes, window_starts, write_geojson)
 from histolab_nb.phantom import Phantom
+from histolab_nb.plots import palette
 from histolab_nb.slides import Slide, write_slide
 
 def grey(x): return F.avg_pool2d(x.mean(1, keepdim=True), 8)
@@ -308,6 +310,165 @@ def test_detections_for_qupath(tmp_path):
     with pytest.raises(DataError, match="no kind 'cell'"): write_geojson(tmp_path/'b.geojson', [], kind='cell')
     with pytest.raises(DataError, match='2 rows'): write_geojson(tmp_path/'b.geojson', [], measures=pd.DataFrame(dict(a=[1,2])))
     assert not (tmp_path/'b.geojson').exists()
+
+# ---- nuclei that have classes
+
+type_names = ('background','red','blue')
+
+def dark_typed(im):
+    "A model that is local: dark pixels, where redder than blue of class 1, else of class 2; few of their neighbours have a class, too"
+    classes = np.where(im[...,0]>im[...,2], 1, 2)
+    return dark(im),np.where((im.sum(-1)%7>0) & (im.mean(-1)<120), classes, 0)
+
+@pytest.fixture(scope='session')
+def coloured(tissue):
+    "The tissue with nuclei of two colours, sharply divided: some nuclei are red and blue"
+    image,xs = tissue.image.copy(),np.arange(tissue.image.shape[1])//31%2
+    inside = dark(image)>0
+    image[inside] = np.where(xs[None,:,None], [120,40,60], [60,40,120]).repeat(image.shape[0], 0)[inside] + (image[inside]>>4)
+    return image
+
+def slow_votes(labels, classes):
+    "The class of every nucleus, pixel by pixel"
+    res = []
+    for i in range(1, labels.max(initial=0)+1):
+        votes = {}
+        for y,x in zip(*np.nonzero(labels==i)):
+            if classes[y,x]: votes[int(classes[y,x])] = votes.get(int(classes[y,x]), 0)+1
+        res.append(min((-n,k) for k,n in votes.items())[1] if votes else 0)
+    return res
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_most_pixels_decide(data):
+    shape = data.draw(st.tuples(st.integers(1, 8), st.integers(1, 8)))
+    labels = np.unique(data.draw(arrays(np.int32, shape, elements=st.integers(0, 5))), return_inverse=True)[1].reshape(shape)
+    classes = data.draw(arrays(np.uint8, shape, elements=st.sampled_from([0,1,2,3,255])))
+    assert vote_classes(labels, classes).tolist()==slow_votes(labels, classes)
+    assert vote_classes(labels.astype(np.int32)*0, classes).tolist()==[]
+
+@settings(max_examples=12, deadline=None)
+@given(core=st.integers(60, 500), halo=st.integers(60, 200), x=st.integers(0, 60), y=st.integers(0, 60))
+def test_windows_keep_classes(coloured, core, halo, x, y):
+    "With a local model, windows of any size give every nucleus the class that the whole gives it; in table, polygon and map the same"
+    image = np.ascontiguousarray(coloured[y:, x:])
+    whole,parts = (segment_image(image, dark_typed, .5, core=c, halo=halo, names=type_names, progress=False) for c in (1000,core))
+    assert parts.cut==0 and min(list(parts.counts.values())[1:])>10 and parts.counts==whole.counts and sum(parts.counts.values())==len(parts)
+    assert np.array_equal(whole.instances, parts.instances) and np.array_equal(whole.classes, parts.classes)
+    pd.testing.assert_frame_equal(whole.table, parts.table, atol=1e-6, check_exact=False)
+    assert parts.table['class'].tolist()==[o.label for o in parts.polygons]==slow_votes(parts.instances, dark_typed(image)[1])
+    assert np.array_equal(parts.classes, np.append(0, parts.table['class'])[parts.instances]) and parts.classes.dtype==np.uint8
+
+def test_a_nucleus_on_a_seam_has_one_class():
+    "Windows that see a nucleus in different places and take it for another class: once in the table, in the class of the first"
+    image = np.full((100,200,3), 220, np.uint8)
+    image[40:60,90:110] = 60
+    for shift in (-3,0,3):
+        def predict(im, seen=[]):
+            seen.append(0)
+            labels = label(np.roll(im[...,0]<100, shift if len(seen)%2 else -shift, 1))
+            return labels,np.full(labels.shape, len(seen))
+        res = segment_image(image, predict, core=100, halo=60, progress=False)
+        kept = int(res.table['class'][0])
+        assert len(res)==1 and set(np.unique(res.classes))=={0,kept} and res.polygons[0].label==kept and res.names[kept]==f'class {kept}'
+
+def test_only_owned_pixels_vote():
+    "What an earlier window has taken has no voice in a later one, and neither have the smaller pieces of a nucleus"
+    labels,classes = np.zeros((30,30), int),np.full((30,30), 2)
+    labels[2:4,2:4],labels[10:14,10:14] = 5,5
+    classes[2:4,2:4],classes[10:14,10:11] = 7,0
+    res = segment_image(np.full((30,30,3), 200, np.uint8), lambda im: (labels,classes), progress=False)
+    assert res.table['class'].tolist()==[2] and res.names==('background',*(f'class {i}' for i in (1,2))) and res.counts=={'background':0,'class 1':0,'class 2':1}
+    assert repr(res)=='Nuclei(1 on 30 x 30 px: 1 class 2)' and (res.classes>0).sum()==16
+
+def test_plain_maps_are_as_before(coloured, tmp_path):
+    "A model without classes gives the same columns and the same files as ever; the same model with classes the same numbers beside them"
+    plain,typed = (segment_image(coloured, f, .5, core=150, halo=60, progress=False) for f in (dark,dark_typed))
+    assert plain.names is None and plain.classes is None and plain.counts=={} and {o.label for o in plain.polygons}=={1}
+    assert list(plain.table)==['id','y','x','area','major','minor','eccentricity','solidity','haematoxylin','y_um','x_um','major_um','minor_um','area_um2']
+    assert list(typed.table)==['id','class',*list(plain.table)[1:]] and typed.table['class'].dtype.kind=='i'
+    pd.testing.assert_frame_equal(plain.table, typed.table.drop(columns='class'))
+    assert repr(plain)==f'Nuclei({len(plain)} on 431 x 317 px)'
+    files = save_nuclei(plain, coloured, tmp_path, 'p')
+    assert [o.name for o in files]==['p_instances.png','p_overlay.jpg','p.geojson','p_nuclei.csv'] and len(list(tmp_path.iterdir()))==4
+    assert list(pd.read_csv(files[3]))==list(plain.table)
+    assert {o['properties']['classification']['name'] for o in read_json(files[2])['features']}=={'nucleus'}
+
+def test_files_of_classes(coloured, tmp_path):
+    Image.fromarray(coloured).save(tmp_path/'a.png')
+    res,files,_ = segment_file(tmp_path/'a.png', tmp_path/'out', dark_typed, .5, names=list(type_names), progress=False)
+    assert [o.name for o in files]==['a_instances.png','a_overlay.jpg','a.geojson','a_nuclei.csv','a_classes.png'] and len(list((tmp_path/'out').iterdir()))==5
+    with Image.open(files[4]) as im: assert im.mode=='L' and np.array_equal(np.asarray(im), res.classes)
+    df = pd.read_csv(files[3])
+    assert list(df)[:3]==['id','class','class_name'] and df.class_name.tolist()==[type_names[i] for i in res.table['class']] and 'class_name' not in res.table
+    assert df.class_name.value_counts().to_dict()=={k:n for k,n in res.counts.items() if n}
+    objects = [o['properties'] for o in read_json(files[2])['features']]
+    assert [o['classification']['name'] for o in objects]==df.class_name.tolist() and all(o['objectType']=='detection' for o in objects)
+    for o,c in zip(objects, df['class']): assert o['classification']['color']==[round(255*v) for v in to_rgb(palette[(c-1)%len(palette)])] and 'Solidity' in o['measurements']
+    drawn = overlay_nuclei(coloured, res)
+    for c in (1,2): assert (drawn==[round(255*v) for v in to_rgb(class_colour(c))]).all(-1).any()
+    for c in (3,4): assert not (drawn==[round(255*v) for v in to_rgb(class_colour(c))]).all(-1).any()
+
+def test_slide_with_classes(coloured, tmp_path):
+    "A slide gives the classes of the same pixels as an image, and no map of them"
+    path = write_slide(coloured, tmp_path/'a.tiff', .5, quality=100, subsampling='4:4:4')
+    with Slide(path) as s: image = s.read(0, 0, *s.dims)
+    a,b = segment_image(image, dark_typed, .5, progress=False),segment_image(path, dark_typed, .5, core=200, halo=60, mask=np.ones((4,4), bool), progress=False)
+    assert b.instances is None and b.classes is None and b.counts==a.counts and a.table['class'].tolist()==b.table['class'].tolist()
+    with Slide(path) as s: files = save_nuclei(b, s, tmp_path, 'a')
+    assert [o.name for o in files]==['a_overlay.jpg','a.geojson','a_nuclei.csv'] and pd.read_csv(files[2]).class_name.tolist()==[b.names[i] for i in b.table['class']]
+
+def test_no_nuclei_but_classes(tmp_path):
+    img = np.full((50,40,3), 255, np.uint8)
+    for names in (None,type_names):
+        res = segment_image(img, lambda im: (np.zeros(im.shape[:2], int),np.zeros(im.shape[:2], int)), .25, names=names, progress=False)
+        files = save_nuclei(res, img, tmp_path, 'x')
+        assert res.table['class'].dtype.kind=='i' and res.names==(names or ('background',)) and repr(res)=='Nuclei(0 on 40 x 50 px)'
+        assert len(files)==5 and 'class_name' in pd.read_csv(files[3]) and not np.asarray(Image.open(files[4])).any()
+
+def test_a_nucleus_without_class():
+    "Background all over: class 0, in table, polygon, map and counts"
+    labels = np.zeros((30,30), int)
+    labels[5:9,5:9] = 1
+    img = np.full((30,30,3), 200, np.uint8)
+    res = segment_image(img, lambda im: (labels,labels*0), names=type_names, progress=False)
+    assert res.table['class'].tolist()==[0]==[o.label for o in res.polygons] and res.counts['background']==1 and not res.classes.any()
+    assert overlay_nuclei(img, res).shape==(60,60,3)
+
+@settings(max_examples=15, deadline=None)
+@given(mpp=st.floats(.1, 1), flat=st.booleans())
+def test_pairs_at_any_resolution(coloured, mpp, flat):
+    "Both maps of a pair come back in the size of the image, the class map by the nearest pixel: no class is made up, and it fits the instances"
+    def predict(im):
+        labels = dark(im)
+        return labels,np.where(labels, 1 if flat else 1+labels%5*50, 0)
+    labels,classes = at_mpp(predict, .25)(coloured, mpp=mpp)
+    assert labels.shape==classes.shape==coloured.shape[:2]
+    assert np.array_equal(classes, np.where(labels, 1 if flat else 1+labels%5*50, 0))
+    assert np.array_equal(at_mpp(dark, .25)(coloured, mpp=mpp), labels)
+
+def test_what_comes_back_is_checked_at_any_resolution(coloured):
+    for f,said in ((lambda im: dark(im)/2, 'no instance map'), (lambda im: (dark(im),dark(im)/2), 'no class map'), (lambda im: (dark(im),dark(im)[1:]), 'no class map')):
+        with pytest.raises(DataError, match=said): at_mpp(f, .25)(coloured, mpp=.5)
+    whole = at_mpp(lambda im: im.mean(-1)<110, .25)(coloured, mpp=.5)
+    assert whole.max()>50 # a mask is taken apart before it is resampled
+
+def test_bad_classes(coloured):
+    def pair(f): return lambda im: (dark(im),f(dark(im)))
+    for f,said in ((lambda o: o[1:], 'no class map'), (lambda o: o/9., 'no class map'), (lambda o: o[None], 'no class map'), (lambda o: None, 'no class map'), (lambda o: -(o>0).astype(int), 'class -1, and classes go from 0 to 2'),
+        (lambda o: 3*(o>0), 'class 3, and classes go from 0 to 2'), (lambda o: 300*(o>0), 'class 300')):
+        with pytest.raises(DataError, match=said): segment_image(coloured, pair(f), names=type_names, progress=False)
+    with pytest.raises(DataError, match='class 300, and classes go from 0 to 255'): segment_image(coloured, pair(lambda o: 300*(o>0)), progress=False)
+    with pytest.raises(DataError, match='tuple of 3'): segment_image(coloured, lambda im: (dark(im),)*3, progress=False)
+    with pytest.raises(DataError, match='no instance map'): segment_image(coloured, lambda im: (dark(im)/1,dark(im)), progress=False)
+    for names in ('tumour', ('background',), ('a','b','a'), ('a',1), tuple(map(str, range(257)))):
+        with pytest.raises(DataError, match='no names of classes'): segment_image(coloured, dark_typed, names=names, progress=False)
+    with pytest.raises(DataError, match='no classes for the names'): segment_image(coloured, dark, names=type_names, progress=False)
+    for first in (0,1):
+        def sometimes(im, n=[first]):
+            n[0] += 1
+            return dark_typed(im) if n[0]%2 else dark(im)
+        with pytest.raises(DataError, match='some windows and none for others'): segment_image(coloured, sometimes, core=200, progress=False)
 
 # One image in overlapping windows
 

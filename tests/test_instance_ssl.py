@@ -17,6 +17,7 @@ from histolab_nb.instance_ssl import (boundary_map, system_changes, count_rankin
 from histolab_nb.instance_ssl import (issl_dls, issl_evaluate, issl_fit, issl_grid, issl_learner, issl_map, issl_predict, issl_pretext, issl_row, issl_samples)
 from histolab_nb.instance_ssl import (make_encoder, nuclei_from, permutation_set, pretext_learner, pretext_net, row_name, scale_triplet_loss)
 from histolab_nb.instance_ssl import (small_image, small_instances, system_recipe, table_rows, triplet_boxes, triplet_sizes, turned, turned_back)
+from helpers import noise as pixels, on_cpu, same
 from test_datasets import monuseg_official, put
 
 real = pytest.mark.skipif(not os.environ.get('HISTOLAB_DATA'), reason='no data folder is known: set HISTOLAB_DATA')
@@ -26,9 +27,7 @@ one = replace(tiny, epochs=1, fit_epochs=1)
 
 def tissue(n, size=96, seed=5, **kw): return [replace(o, split=s) for o,s in zip(phantom_nuclei(n, size, seed=seed, **kw), ['train']*(n-2)+['val','extra'])]
 
-def noise(h, w, name='a'): return array_sample(name, np.random.default_rng(0).integers(0, 255, (h,w,3), dtype=np.uint8), np.zeros((h,w), np.int32), split='train')
-
-def same(a, b): return all(torch.equal(x, y) for x,y in zip(a.state_dict().values(), b.state_dict().values()))
+def noise(h, w, name='a'): return array_sample(name, pixels(h, w), np.zeros((h,w), np.int32), split='train')
 
 @pytest.fixture(scope='module')
 def samples(): return tissue(5)
@@ -38,13 +37,7 @@ def model():
     torch.manual_seed(0)
     return ResUNet(tiny).eval()
 
-@pytest.fixture(autouse=True)
-def cpu(monkeypatch):
-    monkeypatch.setattr(instance_ssl, 'get_device', lambda: torch.device('cpu'))
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
+cpu = on_cpu(instance_ssl)
 
 # Triplets
 
