@@ -279,7 +279,7 @@ def middle(
     loads = {o:functools.partial(_cut, sample, o[5:], side) for o in ('load_image','load_instances','load_classes') if getattr(sample, o)}
     return replace(sample, empty=True, size=tuple(min(n, side) for n in sample.shape), **loads)
 
-# %% ../nbs/foundations/07_datasets.ipynb #47bb2d25
+# %% ../nbs/foundations/07_datasets.ipynb #a164f39d
 def _whole(a, k):
     "The array with its edges repeated to whole squares of `k` px"
     if k<1: raise DataError(f'an image cannot be made smaller by the factor {k}', fix='Choose a whole number from 1')
@@ -294,6 +294,7 @@ def shrink_image(
     o = _whole(image, k)
     return o.reshape(o.shape[0]//k, k, o.shape[1]//k, k, -1).mean((1,3)).round().astype(np.uint8)
 
+# %% ../nbs/foundations/07_datasets.ipynb #54279b65
 def shrink_map(
     labels:np.ndarray, # whole numbers (H,W)
     k:int, # factor, from 1

@@ -115,9 +115,9 @@ Docs: https://histolab-nb.github.io/histolab_nb/papers/glands.html.md"""
 # %% auto #0
 __all__ = ['gland_rules', 'tiny_scale', 'small_scale', 'gland_look', 'noise_sizes', 'mask_names', 'Pseudo', 'GlandSegmentation',
            'score_names', 'plain_masks', 'group_methods', 'gland_changes', 'stage_changes', 'object_systems',
-           'gland_systems', 'ExteriorRecipe', 'GlandRecipe', 'phantom_glands', 'small_image', 'large_map',
-           'ShallowNets', 'self_loss', 'spatial_loss', 'train_shallow', 'cluster_responses', 'border_cue', 'parting',
-           'border_of', 'drop_noise', 'seen_share', 'room_for', 'known_interior', 'rim_of', 'pseudo_mask', 'stage_key',
+           'gland_systems', 'ExteriorRecipe', 'GlandRecipe', 'phantom_glands', 'small_image', 'ShallowNets',
+           'self_loss', 'spatial_loss', 'train_shallow', 'cluster_responses', 'border_cue', 'parting', 'border_of',
+           'drop_noise', 'seen_share', 'room_for', 'known_interior', 'rim_of', 'pseudo_mask', 'stage_key',
            'fit_at_once', 'same_size', 'stage_one', 'pseudo_masks', 'crop_window', 'GlandViews', 'GlandNet',
            'diffusion_loss', 'GlandLoss', 'gland_agreement', 'DiffusionTrace', 'glands_dls', 'glands_learner',
            'glands_map', 'gland_mask', 'gland_instances', 'glands_predict', 'mean_iou', 'pooled_miou',
@@ -140,7 +140,6 @@ from skimage.color import rgb2gray, rgb2lab
 from skimage.draw import line
 from skimage.filters import threshold_otsu
 from skimage.segmentation import relabel_sequential, watershed
-from skimage.transform import downscale_local_mean
 from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.exceptions import ConvergenceWarning
 from torchvision.transforms.v2 import Normalize as NormaliseChannels
@@ -260,18 +259,7 @@ def small_image(
     recipe, # `GlandRecipe`
 )->np.ndarray: # uint8 (h,w,3)
     "The image at the recipe's resolution; an edge that is no whole pixel is repeated"
-    k,(h,w) = recipe.shrink,check_image(image).shape[:2]
-    if k==1: return image
-    return downscale_local_mean(np.pad(image, ((0,-h%k), (0,-w%k), (0,0)), 'edge'), (k,k,1)).round().astype(np.uint8)
-
-def large_map(
-    small, # (h,w), at the recipe's resolution
-    shape:tuple, # (H,W) of the image
-    recipe, # `GlandRecipe`
-)->np.ndarray: # (H,W)
-    "A map at the recipe's resolution brought back to that of the image"
-    k = recipe.shrink
-    return small if k==1 else small.repeat(k, 0).repeat(k, 1)[:shape[0],:shape[1]]
+    return shrink_image(check_image(image), recipe.shrink)
 
 # %% ../nbs/papers/40_glands.ipynb #e1c98780
 class ShallowNets(nn.Module):
@@ -704,7 +692,7 @@ def glands_predict(
     mask = gland_mask(prob, r)
     grown = torch.from_numpy(1-prob[:1])[None]
     if k>1: grown = F.interpolate(grown, scale_factor=k, mode='bilinear')
-    return GlandSegmentation(grown[0,0,:shape[0],:shape[1]].numpy(), large_map(mask, shape, r), large_map(gland_instances(mask, r), shape, r))
+    return GlandSegmentation(grown[0,0,:shape[0],:shape[1]].numpy(), grow_map(mask, shape, k), grow_map(gland_instances(mask, r), shape, k))
 
 # %% ../nbs/papers/40_glands.ipynb #b2b32f80
 score_names = ['miou','object_f1','object_dice','object_hausdorff']
@@ -903,7 +891,7 @@ def group_maps(
     device,res = next(model.parameters()).device,[]
     for s in samples:
         prob = sliding_map(model.eval().groups, small_image(s.image, recipe), recipe.crop, recipe.overlap, device=device)
-        res.append(large_map(prob.argmax(0), s.shape, recipe))
+        res.append(grow_map(prob.argmax(0), s.shape, recipe.shrink))
     return res
 
 def name_groups(
@@ -929,7 +917,7 @@ def colour_groups(
     km = MiniBatchKMeans(k, n_init=5, random_state=r.seed).fit(np.concatenate([o[rng.integers(len(o), size=2000)] for o in seen]))
     def groups(image):
         o = smooth_colours(small_image(image, r))
-        return large_map(km.predict(o.reshape(-1, 3)).reshape(o.shape[:2]), image.shape[:2], r)
+        return grow_map(km.predict(o.reshape(-1, 3)).reshape(o.shape[:2]), image.shape[:2], r.shrink)
     return groups
 
 # %% ../nbs/papers/40_glands.ipynb #1d564772
@@ -983,7 +971,7 @@ def gland_masks(
         learn = glands_fit(train, r, folder)
         return learn,learn.model.started
     if system in stage_changes:
-        return lambda o: [large_map(p.mask>0, s.shape, r) for p,s in zip(pseudo_masks(o, r, folder and Path(folder)/'stage1'), o)],None
+        return lambda o: [grow_map(p.mask>0, s.shape, r.shrink) for p,s in zip(pseudo_masks(o, r, folder and Path(folder)/'stage1'), o)],None
     if system in group_methods:
         model = group_learner(system, glands_dls([Pseudo(s.name, im := small_image(s.image, r), np.zeros(im.shape[:2], np.uint8)) for s in train], r), r).model
         return lambda o: name_groups(group_maps(model, o, r), o),model.body.started

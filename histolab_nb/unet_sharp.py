@@ -90,6 +90,8 @@ The encoder knows pictures already; the decoder starts at random, and its first 
 
 `unet_sharp_learner` puts all of it into a fastai `Learner`. On a GPU it trains in mixed precision. With a `folder` the weights of the best epoch by validation loss are kept there and loaded at the end, training stops early, and a killed run goes on.
 
+`sharp_train` trains it as the recipe says: at a constant rate as in the paper, or with `anneal` at one that falls to nothing at the end. AdaBound's bounds fall with the rate. With few images and a random start this steadies the last epochs; it is ours.
+
 `sharp_map` gives the probability of each class for each pixel of an image of any size: the image is normalised as in training, brought to the recipe's resolution, and predicted in overlapping windows, which are blended.
 
 `class_instances` makes nuclei of a class map: connected pieces of one class. Touching nuclei of one class become one; the paper does not part them, since its score is counted in pixels. Pieces below `min_size` are dropped.
@@ -123,10 +125,10 @@ __all__ = ['sharp_rules', 'sharp_nets', 'sharp_losses', 'tiny_scale', 'small_sca
            'sharp_changes', 'sharp_systems', 'SharpRecipe', 'mixed_share', 'class_map', 'normalise_samples', 'prepare',
            'OneOf', 'SharpViews', 'ScaleInput', 'AttentionGate', 'ASPP', 'SharpNode', 'UnetSharp', 'sharp_diagram',
            'freeze_norms', 'sharp_net', 'trained_parameters', 'tversky_index', 'FocalTversky', 'sharp_loss', 'adabound',
-           'bounds', 'FreezeEncoder', 'unet_sharp_dls', 'ForegroundDice', 'unet_sharp_learner', 'trained', 'sharp_map',
-           'class_instances', 'slide_stain', 'unet_sharp_predict', 'unet_sharp_nuclei', 'class_rows',
-           'unet_sharp_evaluate', 'class_summary', 'colour_features', 'colour_forest', 'sharp_samples', 'sharp_recipe',
-           'sharp_fit', 'sharp_row', 'save_sharp', 'sharp_grid', 'pooled_dice', 'sharp_board']
+           'bounds', 'FreezeEncoder', 'unet_sharp_dls', 'ForegroundDice', 'unet_sharp_learner', 'sharp_train',
+           'trained', 'sharp_map', 'class_instances', 'slide_stain', 'unet_sharp_predict', 'unet_sharp_nuclei',
+           'class_rows', 'unet_sharp_evaluate', 'class_summary', 'colour_features', 'colour_forest', 'sharp_samples',
+           'sharp_recipe', 'sharp_fit', 'sharp_row', 'save_sharp', 'sharp_grid', 'pooled_dice', 'sharp_board']
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #63d3f18b
 import hashlib, json, math, os, tempfile, time, numpy as np, pandas as pd, segmentation_models_pytorch as smp, timm, torch
@@ -159,15 +161,15 @@ from .postprocess import *
 from .training import *
 from .inference import *
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #53ab9146
+# %% ../nbs/papers/50_unet_sharp.ipynb #61cc7c8a
 sharp_rules = dict( # field: what it must be, and in words
     crop=(lambda o: o>=32 and o%32==0, 'A multiple of 32, since the network halves it five times: 96, 128, 224 ...'),
     zoom=(lambda o: o>=1, 'From 1'), overlap=(lambda o: 0<=o<1, 'From 0, below 1'), beta=(lambda o: 0<=o<=1, 'From 0 to 1'), focal=(lambda o: o>0, 'Above 0'),
-    **{k:(lambda o: 0<=o<=1, 'From 0 to 1') for k in ('balance','noise','blur','move','bend','colour','stain_jitter')},
+    **{k:(lambda o: 0<=o<=1, 'From 0 to 1') for k in ('balance','noise','blur','move','bend','colour','stain_jitter','anneal')},
     **{k:(lambda o: o>=1, 'From 1') for k in ('shrink','window','width','batch_size','accumulate','epochs','patience','trees')},
     **{k:(lambda o: o>=0, 'From 0') for k in ('freeze_epochs','batches','min_size')}, **{k:(lambda o: o>0, 'Above 0') for k in ('lr','final_lr','bound')})
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #d38fb3e0
+# %% ../nbs/papers/50_unet_sharp.ipynb #a21396f4
 @dataclass
 class SharpRecipe(Recipe):
     "Every number of U-Net#; a star marks what the paper leaves open"
@@ -194,6 +196,7 @@ class SharpRecipe(Recipe):
     lr:float = 1e-4 # step size at which AdaBound starts
     final_lr:float = 0.1 # and the SGD rate that it ends at
     bound:float = 1e-3 # how soon, gamma of Table I
+    anneal:float = 0. # share of the training, at its end, in which the step size falls to nothing (ours)
     freeze_epochs:int = 5 # the encoder is frozen so long
     epochs:int = 50 # at most; the code stops after up to 150 *
     patience:int = 20 # epochs without a lower validation loss after which training stops *
@@ -219,11 +222,11 @@ sharp_nets = {'U-Net#':dict(gates=True, aspp=True), 'without gates':dict(gates=F
     'UNet 3+':dict(gates=False, aspp=False), 'U-Net':smp.Unet, 'U-Net++':smp.UnetPlusPlus, 'DeepLabV3+':smp.DeepLabV3Plus}
 sharp_losses = 'per class', 'pooled', 'cross-entropy + Dice'
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #3d6ff9c8
-tiny_scale = dict(window=112, crop=96, encoder='resnet10t', pretrained=False, width=8, lr=1e-3, freeze_epochs=0, epochs=4, batches=30, batch_size=8, accumulate=1,
+# %% ../nbs/papers/50_unet_sharp.ipynb #ff611fe3
+tiny_scale = dict(window=112, crop=96, encoder='resnet10t', pretrained=False, width=8, lr=1e-3, freeze_epochs=0, epochs=4, batches=30, anneal=.5, batch_size=8, accumulate=1,
     balance=.5, overlap=.25, mpp=.5, min_size=6, trees=20)
-small_scale = dict(shrink=2, window=160, crop=128, encoder='resnet18', pretrained=False, width=16, lr=1e-3, freeze_epochs=0, epochs=20, batches=50, batch_size=8, accumulate=1,
-    balance=.5, zoom=1.25, stain_jitter=.25, min_size=20, trees=50)
+small_scale = dict(shrink=2, window=160, crop=128, encoder='resnet18', pretrained=False, width=16, lr=1e-3, freeze_epochs=0, epochs=24, batches=50, anneal=.5,
+    batch_size=8, accumulate=1, balance=.5, zoom=1.25, stain_jitter=.25, min_size=20, trees=50)
 SharpRecipe._scales = dict(tiny=tiny_scale, small=small_scale)
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #42abad34
@@ -315,7 +318,7 @@ class OneOf(nn.Module):
             if at.any(): x[at] = f(x[at]).clamp(0, 1).to(x.dtype)
         return x
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #70900eda
+# %% ../nbs/papers/50_unet_sharp.ipynb #7c954a26
 class _Times(nn.Module):
     "Multiplicative noise: each pixel times 1 +- 10 %"
     def forward(self, x): return x*(1+.2*(torch.rand_like(x)-.5))
@@ -330,7 +333,8 @@ class SharpViews(nn.Module):
         self.warp = Warp(size=r.crop, zoom=r.zoom, turn=True, move=r.move, bend=r.bend)
         only = dict(hue=0., saturation=0., p=1.)
         self.stain = HEJitter(r.stain_jitter, 0.) if r.stain_jitter else nn.Identity()
-        self.colour = OneOf(K.RandomSharpness((.2,.8), p=1.), ColourJitter(brightness=0., contrast=.2, **only), ColourJitter(brightness=.2, contrast=0., **only), p=r.colour)
+        contrast,brightness = ColourJitter(brightness=0., contrast=.2, **only),ColourJitter(brightness=.2, contrast=0., **only)
+        self.colour = OneOf(K.RandomSharpness((.2,.8), p=1.), contrast, brightness, p=r.colour)
         self.noise = OneOf(K.RandomGaussianNoise(std=.03, p=1.), _Times(), p=r.noise)
         self.blur = OneOf(K.RandomMotionBlur((3,7), (0.,360.), (-1.,1.), 'reflect', p=1.), K.RandomMedianBlur((3,3), p=1.), p=r.blur)
 
@@ -446,7 +450,7 @@ class UnetSharp(nn.Module):
     def forward(self, x): # float (B,3,H,W) in [0,1], sides multiples of 32, to scores (B,classes,H,W)
         return self.head(F.interpolate(self.decoded(x)[0], scale_factor=2, mode='bilinear'))
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #4793d9ed
+# %% ../nbs/papers/50_unet_sharp.ipynb #5737dd79
 def sharp_diagram(
     net=None, # `UnetSharp`; a small one if none
     ax=None, # axes to draw on; new ones if none
@@ -466,7 +470,8 @@ def sharp_diagram(
         line('B', f'D{i+1}', False)
     down = [*(f'X{i+1}' for i in range(n)), 'B']
     for a,b in zip(down, down[1:]): ax.annotate('', at[b], at[a], arrowprops=dict(arrowstyle='->', color='black', lw=1.2, shrinkA=11, shrinkB=11))
-    for k,(x,y) in at.items(): ax.text(x, y, k, ha='center', va='center', fontsize=8, bbox=dict(boxstyle='circle', fc=palette[1] if k[0]=='X' else palette[2] if k[0]=='D' else palette[3], lw=0))
+    paint = dict(X=palette[1], D=palette[2], B=palette[3])
+    for k,(x,y) in at.items(): ax.text(x, y, k, ha='center', va='center', fontsize=8, bbox=dict(boxstyle='circle', fc=paint[k[0]], lw=0))
     for i in range(n+1): ax.text(-.75, n-i, f'1/{2**(i+1)}', fontsize=7, va='center', color='#666666')
     ax.set(xlim=(-.9, n*1.05+1.7), ylim=(-.5, n+.5))
     ax.axis('off')
@@ -621,6 +626,15 @@ def unet_sharp_learner(
     learn.recipe,learn.names = r,dls.names
     return learn
 
+# %% ../nbs/papers/50_unet_sharp.ipynb #04c88a7f
+def sharp_train(
+    learn, # of `unet_sharp_learner`
+)->Learner:
+    "All epochs of the recipe"
+    r = learn.recipe
+    with quiet(learn): learn.fit_flat_cos(r.epochs, r.lr, pct_start=1-r.anneal) if r.anneal else learn.fit(r.epochs, r.lr)
+    return learn
+
 # %% ../nbs/papers/50_unet_sharp.ipynb #2e6daf0b
 Trained = namedtuple('Trained', 'net recipe names')
 
@@ -660,7 +674,7 @@ def class_instances(
     order = np.cumsum(~small)-1
     return np.where(small, 0, order)[res].astype(np.int32)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #2613b48c
+# %% ../nbs/papers/50_unet_sharp.ipynb #d4db576c
 ClassSegmentation = namedtuple('ClassSegmentation', 'prob classes instances') # float32 (C,H,W); uint8 (H,W); int32 (H,W), 0 is background
 
 def slide_stain(
@@ -689,7 +703,8 @@ def unet_sharp_predict(
         if stain: x = as_batch(stain.transform((255*x).round().byte().permute(0,2,3,1).cpu().numpy()), x.device)
         return net.eval()(x).softmax(1)
     stride = max(8, int(r.crop*(1-r.overlap))//8*8)
-    return predict_slide(slide, ask, r.crop, r.mpp*r.shrink, **dict(stride=stride, shrink=4, names=names, tag=model_tag(net), device=next(net.parameters()).device)|kw)
+    kw = dict(stride=stride, shrink=4, names=names, tag=model_tag(net), device=next(net.parameters()).device)|kw
+    return predict_slide(slide, ask, r.crop, r.mpp*r.shrink, **kw)
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #5734d0bb
 def unet_sharp_nuclei(
@@ -754,7 +769,7 @@ def class_summary(
         if how=='macro': res.loc[k,'pq'] = res.pq.iloc[some or range(1, len(order))].mean()
     return res
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #8ffcff40
+# %% ../nbs/papers/50_unet_sharp.ipynb #2afedd6e
 def colour_features(
     image, # uint8 (H,W,3)
     sigmas=(1,3,8), # of the Gaussians, px
@@ -766,7 +781,7 @@ def colour_features(
 def colour_forest(
     samples, # list of `Sample` with classes, to learn from
     recipe, # `SharpRecipe`
-    pixels:int=4000, # of each image, half of them of nuclei
+    pixels:int=4000, # drawn from each image
 ): # function from uint8 (H,W,3) to uint8 (H,W)
     "Classical baseline: a random forest of colours"
     r,rng,x,y = recipe,np.random.default_rng(recipe.seed),[],[]
@@ -775,7 +790,8 @@ def colour_forest(
         at = rng.integers(len(m), size=pixels)
         x.append(f[at])
         y.append(m[at])
-    forest = RandomForestClassifier(r.trees, min_samples_leaf=10, class_weight='balanced_subsample', max_features=3, random_state=r.seed, n_jobs=1).fit(np.concatenate(x), np.concatenate(y))
+    forest = RandomForestClassifier(r.trees, min_samples_leaf=10, max_features=3, random_state=r.seed)
+    forest.fit(np.concatenate(x), np.concatenate(y))
     def predict(image):
         small = shrink_image(Macenko().fit_transform(image) if r.macenko else image, r.shrink)
         found = forest.predict(colour_features(small).reshape(-1, 9)).reshape(small.shape[:2])
@@ -799,7 +815,7 @@ def sharp_samples(
     learnt,watched = by_patient([s for s in found if s.split!='test'], (20/27,7/27), seed)
     return L(replace(s, split=k) for k,o in (('train',learnt), ('val',watched)) for s in o) + L(s for s in found if s.split=='test')
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #0f36a317
+# %% ../nbs/papers/50_unet_sharp.ipynb #059ada37
 sharp_changes = {'U-Net#':{}, **{k:dict(net=k) for k in sharp_nets if k!='U-Net#'}, 'U-Net#, pooled loss':dict(loss='pooled'), 'U-Net#, cross-entropy + Dice':dict(loss='cross-entropy + Dice'),
     'U-Net#, without balance':dict(balance=0.), 'U-Net#, with balance':dict(balance=.5), 'U-Net#, pooled loss, without balance':dict(loss='pooled', balance=0.), 'U-Net#, misses weigh 0.7':dict(beta=.3),
     'U-Net#, without Macenko':dict(macenko=False), 'U-Net#, image pooling':dict(image_pool=True)}
@@ -822,11 +838,9 @@ def sharp_fit(
     folder,some = out_folder(folder),[s for s in samples if s.split in ('train','val')]
     place = out_folder(folder/hashlib.sha256(json.dumps(recipe.to_dict()).encode()).hexdigest()[:12])
     check_samples([s for s in some if s.split=='train'], place)
-    learn = unet_sharp_learner(unet_sharp_dls(some, recipe, folder/'macenko'), recipe, place)
-    with quiet(learn): learn.fit(recipe.epochs)
-    return learn
+    return sharp_train(unet_sharp_learner(unet_sharp_dls(some, recipe, folder/'macenko'), recipe, place))
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #4857f22f
+# %% ../nbs/papers/50_unet_sharp.ipynb #49b64971
 def sharp_row(
     system:str, # one of `sharp_systems`
     samples, # list of `Sample` with classes
@@ -843,8 +857,9 @@ def sharp_row(
         model = colour_forest([s for s in samples if s.split=='train'], r) if forest else sharp_fit(samples, r, folder or tmp)
         for split in dict.fromkeys(s.split for s in samples if s.split!='train'):
             done[split] = unet_sharp_evaluate(model, [s for s in samples if s.split==split], r)
-            save_sharp(done[split], system, dataset, split, scale=scale, seed=r.seed, device=get_device(), seconds=time.time()-start, folder=results, recipe=r.to_dict(),
-                started=None if forest else model.model.started, epochs=None if forest else len(model.recorder.values))
+            about = dict(scale=scale, seed=r.seed, device=get_device(), seconds=time.time()-start, folder=results, recipe=r.to_dict())
+            if not forest: about |= dict(started=model.model.started, epochs=len(model.recorder.values))
+            save_sharp(done[split], system, dataset, split, **about)
     return done
 
 def save_sharp(
