@@ -84,7 +84,8 @@ if __name__=='__main__':
     x,y,loss = torch.rand(args.batch, 3, args.size, args.size, device=device),torch.randint(6, (args.batch,args.size,args.size), device=device),FocalTversky()
     recipe = SharpRecipe(encoder=args.encoder, width=args.width, pretrained=False)
     nets = {k:sharp_net(SharpRecipe(**{**recipe.__dict__, 'net':k}), 6).to(device) for k in sharp_nets}
-    both = {what:timed({k:(lambda n=n: f(n)) for k,n in nets.items()}, args.rounds, device) for what,f in (('forward',lambda n: forward(n, x)), ('training',lambda n: step(n, x, y, loss, device)))}
+    jobs = dict(forward=lambda n: forward(n, x), training=lambda n: step(n, x, y, loss, device))
+    both = {what:timed({k:(lambda n=n: f(n)) for k,n in nets.items()}, args.rounds, device) for what,f in jobs.items()}
     rows = {}
     for k,net in nets.items():
         row = {what:dict(images_per_s=round(args.batch/float(np.median(t[k])), 2), against=ratio(t[beside], t[k])) for what,t in both.items()}
@@ -111,5 +112,5 @@ if __name__=='__main__':
     t = timed({n:(lambda n=n: normalise_samples(tiles, workers=n, progress=False)) for n in (1,args.threads)}, args.rounds, device)
     macenko = dict(tiles_per_s=round(len(tiles)/float(np.median(t[args.threads])), 1), threads_against_one=ratio(t[1], t[args.threads]))
     print(f"Macenko: {macenko['tiles_per_s']} tiles of 256 px a second with {args.threads} threads, {macenko['threads_against_one']['median']:.2f} times one thread")
-    if not args.quick: keep('unet_sharp', dict(torch=torch.__version__, smp=smp.__version__, device=str(device), encoder=args.encoder, width=args.width, size=args.size, batch=args.batch, rounds=args.rounds,
-        beside=beside, networks=rows, faster=fast, macenko=macenko), args.threads)
+    about = {k:getattr(args, k) for k in ('encoder','width','size','batch','rounds')} | dict(torch=torch.__version__, smp=smp.__version__, device=str(device))
+    if not args.quick: keep('unet_sharp', dict(about, beside=beside, networks=rows, faster=fast, macenko=macenko), args.threads)

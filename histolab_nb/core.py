@@ -15,7 +15,7 @@ __all__ = ['scales', 'DataError', 'get_scale', 'Recipe', 'field_docs', 'out_fold
            'set_seed', 'get_device', 'data_folder', 'setting']
 
 # %% ../nbs/foundations/00_core.ipynb #f6dea4c8
-import contextlib, dataclasses, inspect, json, linecache, math, os, random, re, shutil, tempfile
+import contextlib, dataclasses, inspect, json, linecache, math, os, random, re, shutil, tempfile, threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -115,7 +115,7 @@ def atomic_path(
     "A temporary path beside `path`, moved to `path` when the block ends well and removed when it does not"
     path = Path(path).expanduser()
     out_folder(path.parent)
-    tmp = path.with_name(f'.{path.name}.{os.getpid()}.part{path.suffix}')
+    tmp = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.part{path.suffix}')
     try:
         yield tmp
         if tmp.exists(): os.replace(tmp, path)

@@ -63,7 +63,9 @@ def git_commit()->str|None:
     except (OSError, subprocess.SubprocessError): return None
 
 # %% ../nbs/foundations/01_ledger.ipynb #96b7fb57
-def _slug(*parts): return '-'.join(re.sub(r'[^a-z0-9_]+', '_', str(p).lower()).strip('_') for p in parts)
+def _slug(*parts):
+    words = (str(p).lower().replace('#', '_sharp').replace('++', '_plus_plus') for p in parts)
+    return '-'.join(re.sub(r'[^a-z0-9_]+', '_', o).strip('_') for o in words)
 
 def save_result(
     paper:str, # short name

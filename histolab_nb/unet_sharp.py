@@ -48,7 +48,7 @@ At the deepest point a pixel covers 32 x 32 px of the image. *Atrous spatial pyr
 
 `sharp_diagram` draws which input of a network goes where, from its modules.
 
-`sharp_net` makes the network that a recipe asks for, one of `sharp_nets`, with weights where they can be had. `freeze_norms` takes the scale and shift of the encoder's batch norms out of the training, as the paper does for its whole length; their running means still follow the data.
+`sharp_net` makes the network that a recipe asks for, one of `sharp_nets`, with weights where they can be had. `freeze_norms` takes the scale and shift of the encoder's batch norms out of the training, as the paper does for its whole length; their running means still follow the data. That has a trap for networks that start at random: timm, as is usual, gives the last batch norm of each residual block the scale 0, so that the block does nothing at first. Frozen at 0 it would do nothing for good, and hardly anything in the encoder would ever learn. `open_norms` sets these scales to 1.
 
 ### The Tversky index
 
@@ -88,7 +88,7 @@ The encoder knows pictures already; the decoder starts at random, and its first 
 
 `ForegroundDice` is the score that we watch: Dice of each class over all pixels of the validation squares, averaged over the classes of nuclei that occur.
 
-`unet_sharp_learner` puts all of it into a fastai `Learner`. On a GPU it trains in mixed precision. With a `folder` the weights of the best epoch by validation loss are kept there and loaded at the end, training stops early, and a killed run goes on.
+`training_only` leaves out of a recipe what does not change the training, so that another overlap is no reason to train again. `unet_sharp_learner` puts all of it into a fastai `Learner`. On a GPU it trains in mixed precision. With a `folder` the weights of the best epoch by validation loss are kept there and loaded at the end, training stops early, and a killed run goes on.
 
 `sharp_train` trains it as the recipe says: at a constant rate as in the paper, or with `anneal` at one that falls to nothing at the end. AdaBound's bounds fall with the rate. With few images and a random start this steadies the last epochs; it is ours.
 
@@ -124,15 +124,17 @@ Docs: https://histolab-nb.github.io/histolab_nb/papers/unet_sharp.html.md"""
 __all__ = ['sharp_rules', 'sharp_nets', 'sharp_losses', 'tiny_scale', 'small_scale', 'Prepared', 'Trained', 'ClassSegmentation',
            'sharp_changes', 'sharp_systems', 'SharpRecipe', 'mixed_share', 'class_map', 'normalise_samples', 'prepare',
            'OneOf', 'SharpViews', 'ScaleInput', 'AttentionGate', 'ASPP', 'SharpNode', 'UnetSharp', 'sharp_diagram',
-           'freeze_norms', 'sharp_net', 'trained_parameters', 'tversky_index', 'FocalTversky', 'sharp_loss', 'adabound',
-           'bounds', 'FreezeEncoder', 'unet_sharp_dls', 'ForegroundDice', 'unet_sharp_learner', 'sharp_train',
-           'trained', 'sharp_map', 'class_instances', 'slide_stain', 'unet_sharp_predict', 'unet_sharp_nuclei',
-           'class_rows', 'unet_sharp_evaluate', 'class_summary', 'colour_features', 'colour_forest', 'sharp_samples',
-           'sharp_recipe', 'sharp_fit', 'sharp_row', 'save_sharp', 'sharp_grid', 'pooled_dice', 'sharp_board']
+           'norms', 'open_norms', 'freeze_norms', 'sharp_net', 'trained_parameters', 'tversky_index', 'FocalTversky',
+           'sharp_loss', 'adabound', 'bounds', 'FreezeEncoder', 'unet_sharp_dls', 'ForegroundDice', 'training_only',
+           'unet_sharp_learner', 'sharp_train', 'trained', 'sharp_map', 'class_instances', 'slide_stain',
+           'unet_sharp_predict', 'unet_sharp_nuclei', 'class_rows', 'unet_sharp_evaluate', 'class_summary',
+           'colour_features', 'colour_forest', 'sharp_samples', 'sharp_recipe', 'sharp_fit', 'sharp_row', 'save_sharp',
+           'sharp_grid', 'pooled_dice', 'sharp_board']
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #63d3f18b
+# %% ../nbs/papers/50_unet_sharp.ipynb #cff3ef4d
 import hashlib, json, math, os, tempfile, time, numpy as np, pandas as pd, segmentation_models_pytorch as smp, timm, torch
 import kornia.augmentation as K
+from kornia.enhance import sharpness
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -161,15 +163,15 @@ from .postprocess import *
 from .training import *
 from .inference import *
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #61cc7c8a
+# %% ../nbs/papers/50_unet_sharp.ipynb #0bef8af7
 sharp_rules = dict( # field: what it must be, and in words
     crop=(lambda o: o>=32 and o%32==0, 'A multiple of 32, since the network halves it five times: 96, 128, 224 ...'),
     zoom=(lambda o: o>=1, 'From 1'), overlap=(lambda o: 0<=o<1, 'From 0, below 1'), beta=(lambda o: 0<=o<=1, 'From 0 to 1'), focal=(lambda o: o>0, 'Above 0'),
     **{k:(lambda o: 0<=o<=1, 'From 0 to 1') for k in ('balance','noise','blur','move','bend','colour','stain_jitter','anneal')},
     **{k:(lambda o: o>=1, 'From 1') for k in ('shrink','window','width','batch_size','accumulate','epochs','patience','trees')},
-    **{k:(lambda o: o>=0, 'From 0') for k in ('freeze_epochs','batches','min_size')}, **{k:(lambda o: o>0, 'Above 0') for k in ('lr','final_lr','bound')})
+    **{k:(lambda o: o>=0, 'From 0') for k in ('freeze_epochs','batches','min_size')}, **{k:(lambda o: o>0, 'Above 0') for k in ('lr','final_lr','bound','mpp')})
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #a21396f4
+# %% ../nbs/papers/50_unet_sharp.ipynb #f4b6471a
 @dataclass
 class SharpRecipe(Recipe):
     "Every number of U-Net#; a star marks what the paper leaves open"
@@ -215,6 +217,7 @@ class SharpRecipe(Recipe):
             if getattr(self, k) not in o: raise DataError(f'{k} cannot be {getattr(self, k)!r}', fix=f'Choose one of {", ".join(o)}')
         for k,(fits,words) in sharp_rules.items():
             if not fits(getattr(self, k)): raise DataError(f'{k} cannot be {getattr(self, k)!r}', fix=words)
+        if self.batch_size<2 and (self.image_pool or self.net=='DeepLabV3+'): raise DataError(f'batch_size cannot be {self.batch_size!r}', fix='From 2, since the batch norm of the image pooling sees one value an image')
         if self.window<self.crop: raise DataError(f'window cannot be {self.window!r}', fix=f'At least as large as the crop, {self.crop}')
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #cc6d6c0c
@@ -222,9 +225,9 @@ sharp_nets = {'U-Net#':dict(gates=True, aspp=True), 'without gates':dict(gates=F
     'UNet 3+':dict(gates=False, aspp=False), 'U-Net':smp.Unet, 'U-Net++':smp.UnetPlusPlus, 'DeepLabV3+':smp.DeepLabV3Plus}
 sharp_losses = 'per class', 'pooled', 'cross-entropy + Dice'
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #ff611fe3
-tiny_scale = dict(window=112, crop=96, encoder='resnet10t', pretrained=False, width=8, lr=1e-3, freeze_epochs=0, epochs=4, batches=30, anneal=.5, batch_size=8, accumulate=1,
-    balance=.5, overlap=.25, mpp=.5, min_size=6, trees=20)
+# %% ../nbs/papers/50_unet_sharp.ipynb #9f778c4d
+tiny_scale = dict(window=112, crop=96, encoder='resnet10t', pretrained=False, width=8, lr=3e-3, final_lr=1., freeze_epochs=0, epochs=4, batches=30, anneal=.5,
+    batch_size=8, accumulate=1, balance=.5, overlap=.25, mpp=.5, min_size=6, trees=20)
 small_scale = dict(shrink=2, window=160, crop=128, encoder='resnet18', pretrained=False, width=16, lr=1e-3, freeze_epochs=0, epochs=24, batches=50, anneal=.5,
     batch_size=8, accumulate=1, balance=.5, zoom=1.25, stain_jitter=.25, min_size=20, trees=50)
 SharpRecipe._scales = dict(tiny=tiny_scale, small=small_scale)
@@ -252,14 +255,18 @@ def class_map(
         raise DataError(f'most nuclei of {sample.name} are of several classes', sample.path, 'Was the class map resized with interpolation? Resize it with the nearest neighbour')
     return m.astype(np.uint8)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #9aec3982
+# %% ../nbs/papers/50_unet_sharp.ipynb #737c2e44
 def _note(path, text):
     with atomic_path(path) as p: p.write_text(text, encoding='utf-8')
+
+def _kept(file):
+    try: return read_rgb(file)
+    except DataError as e: raise DataError(e.what, file, 'Delete it, and it is made again') from None
 
 def _normalised(sample, folder, how):
     "Make, or find, the normalised image of a sample: (the sample, what went wrong)"
     image = sample.image
-    h = hashlib.blake2b(image.tobytes()+json.dumps([image.shape, how], sort_keys=True).encode(), digest_size=8).hexdigest()
+    h = hashlib.blake2b(image.tobytes()+json.dumps([image.shape, how], sort_keys=True, default=repr).encode(), digest_size=8).hexdigest()
     file = folder and folder/f'{h}.png'
     if file and file.with_suffix('.txt').exists(): return sample,file.with_suffix('.txt').read_text(encoding='utf-8')
     if not (file and file.exists()):
@@ -270,7 +277,7 @@ def _normalised(sample, folder, how):
             return sample,e.what
         if not file: return replace(sample, load_image=partial(np.asarray, image)),''
         with atomic_path(file) as p: Image.fromarray(image).save(p, 'png', compress_level=1)
-    return replace(sample, load_image=partial(read_rgb, file)),''
+    return replace(sample, load_image=partial(_kept, file)),''
 
 def normalise_samples(
     samples, # list of `Sample`
@@ -318,7 +325,11 @@ class OneOf(nn.Module):
             if at.any(): x[at] = f(x[at]).clamp(0, 1).to(x.dtype)
         return x
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #7c954a26
+# %% ../nbs/papers/50_unet_sharp.ipynb #822af6e5
+class _Sharper(nn.Module):
+    "Sharper by a random amount; 1 would leave the image as it is"
+    def forward(self, x): return sharpness(x, 1.2+.8*torch.rand(len(x), device=x.device))
+
 class _Times(nn.Module):
     "Multiplicative noise: each pixel times 1 +- 10 %"
     def forward(self, x): return x*(1+.2*(torch.rand_like(x)-.5))
@@ -334,7 +345,7 @@ class SharpViews(nn.Module):
         only = dict(hue=0., saturation=0., p=1.)
         self.stain = HEJitter(r.stain_jitter, 0.) if r.stain_jitter else nn.Identity()
         contrast,brightness = ColourJitter(brightness=0., contrast=.2, **only),ColourJitter(brightness=.2, contrast=0., **only)
-        self.colour = OneOf(K.RandomSharpness((.2,.8), p=1.), contrast, brightness, p=r.colour)
+        self.colour = OneOf(_Sharper(), contrast, brightness, p=r.colour)
         self.noise = OneOf(K.RandomGaussianNoise(std=.03, p=1.), _Times(), p=r.noise)
         self.blur = OneOf(K.RandomMotionBlur((3,7), (0.,360.), (-1.,1.), 'reflect', p=1.), K.RandomMedianBlur((3,3), p=1.), p=r.blur)
 
@@ -477,13 +488,18 @@ def sharp_diagram(
     ax.axis('off')
     return ax
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #55f951d1
+# %% ../nbs/papers/50_unet_sharp.ipynb #11e5b30c
+def norms(module): return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+def open_norms(module): # nn.Module
+    "Scale 1 for all batch norms"
+    for m in norms(module): nn.init.ones_(m.weight)
+
 def freeze_norms(
     module, # nn.Module
 ):
     "No gradient for the batch norms of a module"
-    for m in module.modules():
-        if isinstance(m, nn.modules.batchnorm._BatchNorm): m.requires_grad_(False)
+    for m in norms(module): m.requires_grad_(False)
     return module
 
 def sharp_net(
@@ -498,8 +514,8 @@ def sharp_net(
     try: net,started = with_weights(make, r.pretrained, r.encoder)
     except DataError: raise
     except Exception as e: raise DataError(f'{r.encoder!r} cannot be the encoder of a {r.net} ({type(e).__name__}: {e})', fix='Take a name of timm.list_models(), such as resnet18') from None
-    freeze_norms(net.encoder).started = started
-    net.started = started
+    if started=='random': open_norms(net.encoder)
+    net.started = freeze_norms(net.encoder).started = started
     return net
 
 def trained_parameters(net): return sum(p.numel() for p in net.parameters() if p.requires_grad)
@@ -515,7 +531,7 @@ def tversky_index(
     hit,false,miss = ((a*b).sum(over) for a,b in ((p, t), (p, 1-t), (1-p, t)))
     return hit/(hit+beta*false+(1-beta)*miss)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #8f7702ac
+# %% ../nbs/papers/50_unet_sharp.ipynb #f27b4c8c
 class FocalTversky:
     "The loss of Eq. 3, or its pooled form"
     def __init__(self,
@@ -533,7 +549,7 @@ class FocalTversky:
         t = F.one_hot(y, p.shape[1]).movedim(-1, 1).to(p.dtype)
         if self.pooled: return (1-tversky_index(p, t, self.beta, (0,1,2,3))).clamp(min=0)**self.focal
         there = t.any(0).flatten(1).any(1)
-        return ((1-tversky_index(p, t, self.beta)[there]).clamp(min=1e-7)**self.focal).sum()
+        return ((1-tversky_index(p[:,there], t[:,there], self.beta)).clamp(min=1e-7)**self.focal).sum()
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #955a5bec
 def sharp_loss(
@@ -574,7 +590,7 @@ class FreezeEncoder(Callback):
         self.model.encoder.requires_grad_(self.epoch>=self.epochs)
         freeze_norms(self.model.encoder)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #3311e85f
+# %% ../nbs/papers/50_unet_sharp.ipynb #9cbcf8b6
 def _squares(items, side): return sum(max(1, math.prod(o.image.shape[:2])//side**2) for o in items)
 
 def unet_sharp_dls(
@@ -584,6 +600,7 @@ def unet_sharp_dls(
     device=None, # the best there is if none
 )->DataLoaders: # of squares uint8 (B,3,W,W) and int64 (B,W,W)
     "Squares to learn from and squares to watch"
+    samples = list(samples)
     r,parts = recipe,by_split(samples)
     for k in ('train','val'):
         if not parts.get(k): raise DataError(f'there is no sample of the split {k!r}', fix='Samples to learn from have the split train, those to watch val: see sharp_samples')
@@ -610,7 +627,9 @@ class ForegroundDice(Metric):
     @property
     def name(self): return 'dice'
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #b0728f04
+# %% ../nbs/papers/50_unet_sharp.ipynb #3d65f71d
+def training_only(recipe): return replace(recipe, overlap=.5, min_size=0, trees=1, mpp=.25)
+
 def unet_sharp_learner(
     dls, # of `unet_sharp_dls`
     recipe, # `SharpRecipe`
@@ -621,7 +640,7 @@ def unet_sharp_learner(
     set_seed(r.seed)
     cbs = [DeviceAugment(SharpViews(r), targets=True), Monitor(), StopOnNaN(), FreezeEncoder(r.freeze_epochs), *speedups(dls.device)]
     if r.accumulate>1: cbs.append(GradientAccumulation(r.accumulate*r.batch_size))
-    if folder: cbs += [SaveBest(Path(folder)/'best.safetensors', recipe=r), EarlyStoppingCallback(patience=r.patience), Checkpoint(folder, recipe=r)]
+    if folder: cbs += [SaveBest(Path(folder)/'best.safetensors', recipe=r), EarlyStoppingCallback(patience=r.patience), Checkpoint(folder, recipe=training_only(r))]
     learn = Learner(dls, sharp_net(r, len(dls.names)), sharp_loss(r), opt_func=adabound(r), lr=r.lr, splitter=params, metrics=ForegroundDice(), cbs=cbs)
     learn.recipe,learn.names = r,dls.names
     return learn
@@ -674,7 +693,7 @@ def class_instances(
     order = np.cumsum(~small)-1
     return np.where(small, 0, order)[res].astype(np.int32)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #d4db576c
+# %% ../nbs/papers/50_unet_sharp.ipynb #4152da1c
 ClassSegmentation = namedtuple('ClassSegmentation', 'prob classes instances') # float32 (C,H,W); uint8 (H,W); int32 (H,W), 0 is background
 
 def slide_stain(
@@ -703,7 +722,7 @@ def unet_sharp_predict(
         if stain: x = as_batch(stain.transform((255*x).round().byte().permute(0,2,3,1).cpu().numpy()), x.device)
         return net.eval()(x).softmax(1)
     stride = max(8, int(r.crop*(1-r.overlap))//8*8)
-    kw = dict(stride=stride, shrink=4, names=names, tag=model_tag(net), device=next(net.parameters()).device)|kw
+    kw = dict(stride=stride, shrink=4, names=names, tag=f'{model_tag(net)}, macenko {r.macenko}', device=next(net.parameters()).device)|kw
     return predict_slide(slide, ask, r.crop, r.mpp*r.shrink, **kw)
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #5734d0bb
@@ -724,7 +743,7 @@ def unet_sharp_nuclei(
         return class_instances(classes, r.min_size),classes
     return segment_image(source, predict, r.mpp, names=names, **kw)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #107a1425
+# %% ../nbs/papers/50_unet_sharp.ipynb #c2a5041d
 def class_rows(
     classes, # uint8 (H,W), predicted
     instances, # int32 (H,W), predicted
@@ -749,11 +768,11 @@ def unet_sharp_evaluate(
         if net: _,classes,instances = unet_sharp_predict(model, s.image, recipe)
         else:
             classes = np.asarray(model(s.image))
-            instances = class_instances(classes)
+            instances = class_instances(classes, recipe.min_size if recipe else 0)
         rows += class_rows(classes, instances, s)
     return pd.DataFrame(rows).set_index(['image','class'])
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #b12cc8af
+# %% ../nbs/papers/50_unet_sharp.ipynb #fca90644
 def class_summary(
     table, # of `unet_sharp_evaluate`
 )->pd.DataFrame: # a row per class, then micro, macro, and macro without dead where there is such a class: dice, iou, pq
@@ -763,13 +782,13 @@ def class_summary(
     rates_of = sums.assign(dice=2*sums.tp/(2*sums.tp+sums.fp+sums.fn), iou=sums.tp/(sums.tp+sums.fp+sums.fn))
     res = rates_of[['dice','iou']].assign(pq=table.groupby(level='class').pq.mean().loc[order])
     kinds = {'micro':('micro',None), 'macro':('macro',None)}
-    if 'dead' in order: kinds['macro without dead'] = 'macro',[i for i,o in enumerate(order) if i and o!='dead']
+    if 'dead' in order and len(order)>2: kinds['macro without dead'] = 'macro',[i for i,o in enumerate(order) if i and o!='dead']
     for k,(how,some) in kinds.items():
         res.loc[k] = averaged(rates_of, how, some)
         if how=='macro': res.loc[k,'pq'] = res.pq.iloc[some or range(1, len(order))].mean()
     return res
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #2afedd6e
+# %% ../nbs/papers/50_unet_sharp.ipynb #7be240ca
 def colour_features(
     image, # uint8 (H,W,3)
     sigmas=(1,3,8), # of the Gaussians, px
@@ -785,6 +804,7 @@ def colour_forest(
 ): # function from uint8 (H,W,3) to uint8 (H,W)
     "Classical baseline: a random forest of colours"
     r,rng,x,y = recipe,np.random.default_rng(recipe.seed),[],[]
+    if not len(samples): raise DataError('there is nothing to learn from', fix="Samples to learn from need the split 'train'")
     for o in prepare(samples, r):
         f,m = colour_features(o.image).reshape(-1, 9),o.classes.ravel()
         at = rng.integers(len(m), size=pixels)
@@ -815,10 +835,11 @@ def sharp_samples(
     learnt,watched = by_patient([s for s in found if s.split!='test'], (20/27,7/27), seed)
     return L(replace(s, split=k) for k,o in (('train',learnt), ('val',watched)) for s in o) + L(s for s in found if s.split=='test')
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #059ada37
-sharp_changes = {'U-Net#':{}, **{k:dict(net=k) for k in sharp_nets if k!='U-Net#'}, 'U-Net#, pooled loss':dict(loss='pooled'), 'U-Net#, cross-entropy + Dice':dict(loss='cross-entropy + Dice'),
-    'U-Net#, without balance':dict(balance=0.), 'U-Net#, with balance':dict(balance=.5), 'U-Net#, pooled loss, without balance':dict(loss='pooled', balance=0.), 'U-Net#, misses weigh 0.7':dict(beta=.3),
-    'U-Net#, without Macenko':dict(macenko=False), 'U-Net#, image pooling':dict(image_pool=True)}
+# %% ../nbs/papers/50_unet_sharp.ipynb #515c477f
+sharp_changes = {'U-Net#':{}, **{k:dict(net=k) for k in sharp_nets if k!='U-Net#'}, 'U-Net#, misses weigh 0.7':dict(beta=.3),
+    'U-Net#, without Macenko':dict(macenko=False), 'U-Net#, image pooling':dict(image_pool=True), 'U-Net#, with balance':dict(balance=.5), 'U-Net#, without balance':dict(balance=0.)}
+for k,loss in (('pooled loss','pooled'), ('cross-entropy + Dice',)*2):
+    sharp_changes |= {f'U-Net#, {k}':dict(loss=loss), f'U-Net#, {k}, without balance':dict(loss=loss, balance=0.)}
 sharp_systems = ['colour forest', *sharp_changes]
 
 def sharp_recipe(
@@ -836,11 +857,12 @@ def sharp_fit(
 )->Learner: # trained, with the weights of the best epoch
     "Train a system"
     folder,some = out_folder(folder),[s for s in samples if s.split in ('train','val')]
-    place = out_folder(folder/hashlib.sha256(json.dumps(recipe.to_dict()).encode()).hexdigest()[:12])
-    check_samples([s for s in some if s.split=='train'], place)
-    return sharp_train(unet_sharp_learner(unet_sharp_dls(some, recipe, folder/'macenko'), recipe, place))
+    place = folder/hashlib.sha256(json.dumps(training_only(recipe).to_dict()).encode()).hexdigest()[:12]
+    dls = unet_sharp_dls(some, recipe, folder/'macenko')
+    check_samples(some, place)
+    return sharp_train(unet_sharp_learner(dls, recipe, place))
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #49b64971
+# %% ../nbs/papers/50_unet_sharp.ipynb #2dc63655
 def sharp_row(
     system:str, # one of `sharp_systems`
     samples, # list of `Sample` with classes
@@ -870,15 +892,16 @@ def save_sharp(
     **more, # handed to `save_result`
 ):
     "Write the scores of a row into the ledger: dice_macro, iou_micro, dice_epithelial, pq_macro ..."
+    if not table.index.is_unique: raise DataError(f'two images in the scores of {system!r} have the same name', fix='Give each sample a name of its own')
     each = {k:class_summary(t) for k,t in table.groupby(level='image', sort=False)}
     counts = {k:t[['tp','fp','fn']].astype(int).to_numpy().tolist() for k,t in table.groupby(level='image', sort=False)}
-    for k,row in class_summary(table).iterrows():
-        for metric,v in row.dropna().items():
-            per = {i:round(float(o.loc[k,metric]), 4) for i,o in each.items() if k in o.index and o.loc[k,metric]==o.loc[k,metric]}
-            extra = dict(counts=counts, classes=list(dict.fromkeys(table.index.get_level_values('class')))) if (k,metric)==('macro','dice') else {}
-            save_result('unet_sharp', system, dataset, split, f'{metric}_{k}'.replace(' ', '_'), v, per, **extra, **more)
+    rows,last = class_summary(table).stack().dropna(),('macro','dice') # the last one says that all are there
+    for (k,metric),v in [*rows.drop(last).items(), (last, rows[last])]:
+        per = {i:round(float(o.loc[k,metric]), 4) for i,o in each.items() if k in o.index and o.loc[k,metric]==o.loc[k,metric]}
+        extra = dict(counts=counts, classes=list(dict.fromkeys(table.index.get_level_values('class')))) if (k,metric)==last else {}
+        save_result('unet_sharp', system, dataset, split, f'{metric}_{k}'.replace(' ', '_'), v, per, **extra, **more)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #2bccca96
+# %% ../nbs/papers/50_unet_sharp.ipynb #130c3aa6
 def sharp_grid(
     systems, # list, of `sharp_systems`
     samples, # list of `Sample` with classes
@@ -903,7 +926,8 @@ def pooled_dice(
 ): # float in [0,1]
     "Macro Dice over pooled pixels"
     tp,fp,fn = np.moveaxis(np.asarray(counts, float).sum(0)[1:], -1, 0)
-    return float(np.nanmean(2*tp/np.where(2*tp+fp+fn>0, 2*tp+fp+fn, np.nan)))
+    known = tp+fp+fn>0
+    return float((2*tp[known]/(2*tp+fp+fn)[known]).mean()) if known.any() else 1.
 
 def sharp_board(
     split:str='val', # part of the data
@@ -918,6 +942,7 @@ def sharp_board(
     rows = []
     for system,runs in df.groupby('system'):
         own,means = runs[runs.metric=='dice_macro'],runs.groupby('metric').value.mean()
+        if not len(own): continue # a row that was killed half-way
         known = own.counts.tolist()
         per = np.array([np.mean([o[k] for o in known], 0) for k in known[0]])
         ci = interval(per, pooled_dice) if len(per)>1 else Interval(means.dice_macro, np.nan, np.nan)
