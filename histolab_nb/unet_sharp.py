@@ -225,8 +225,8 @@ sharp_nets = {'U-Net#':dict(gates=True, aspp=True), 'without gates':dict(gates=F
     'UNet 3+':dict(gates=False, aspp=False), 'U-Net':smp.Unet, 'U-Net++':smp.UnetPlusPlus, 'DeepLabV3+':smp.DeepLabV3Plus}
 sharp_losses = 'per class', 'pooled', 'cross-entropy + Dice'
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #9f778c4d
-tiny_scale = dict(window=112, crop=96, encoder='resnet10t', pretrained=False, width=8, lr=3e-3, final_lr=1., freeze_epochs=0, epochs=4, batches=30, anneal=.5,
+# %% ../nbs/papers/50_unet_sharp.ipynb #edf8aaae
+tiny_scale = dict(window=80, crop=64, encoder='resnet10t', pretrained=False, width=8, lr=3e-3, final_lr=.5, freeze_epochs=0, epochs=8, batches=30, anneal=.5,
     batch_size=8, accumulate=1, balance=.5, overlap=.25, mpp=.5, min_size=6, trees=20)
 small_scale = dict(shrink=2, window=160, crop=128, encoder='resnet18', pretrained=False, width=16, lr=1e-3, freeze_epochs=0, epochs=24, batches=50, anneal=.5,
     batch_size=8, accumulate=1, balance=.5, zoom=1.25, stain_jitter=.25, min_size=20, trees=50)

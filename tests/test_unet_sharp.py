@@ -75,7 +75,7 @@ cpu = on_cpu(unet_sharp)
 shares = ('balance','noise','blur','move','bend','colour','stain_jitter','anneal','beta')
 ones,nones = ('shrink','window','width','batch_size','accumulate','epochs','patience','trees'),('freeze_epochs','batches','min_size')
 wrong = [*((k,v) for k in shares for v in (-.01,1.01,math.nan)), *((k,v) for k in ones for v in (0,-3)), *((k,-1) for k in nones)]
-wrong += [*((k,v) for k in ('lr','final_lr','bound','focal') for v in (0.,-1.,math.nan))] + [('crop',v) for v in (0,-32,31,33,100)] + [('zoom',.99),('overlap',1.),('overlap',-.01),('window',63),('net','SegNet'),('net',''),('loss','dice')]
+wrong += [*((k,v) for k in ('lr','final_lr','bound','focal','mpp') for v in (0.,-1.,math.nan))] + [('crop',v) for v in (0,-32,31,33,100)] + [('zoom',.99),('overlap',1.),('overlap',-.01),('window',63),('net','SegNet'),('net',''),('loss','dice')]
 
 @pytest.mark.parametrize('field,value', wrong)
 def test_recipes_there_cannot_be(field, value):
