@@ -18,7 +18,7 @@ A class map is easily spoilt. Resize it with the usual interpolation, and betwee
 
 Before anything else the paper brings all tiles to common colours by Macenko's method. `Macenko` of `stain` does it for a tile; `normalise_samples` does it for thousands: on all cores, kept as files in a folder so that a job that was killed goes on, and with a table that says which tiles could not be normalised and why. Those are passed through as they are: a tile of glass or of one colour has no two dyes to find.
 
-The files are named after the pixels of the image, so another image of the same name is not mistaken for it.
+The files are named after the pixels of the image, so another image of the same name is not mistaken for it. Each core takes an image of its own; meanwhile the threads inside of NumPy's linear algebra are switched off, for two layers of threads get in each other's way and are no faster than one core.
 
 The paper's list is long: crops, quarter turns, flips and transposition, noise, motion and median blur, shift, scale and rotation, "various distortions", sharpness, contrast, brightness. All of it runs in batches on the device. Whatever moves pixels is one resampling for image and mask (`Warp` of `augment`), in which the mask takes the nearest pixel: a class is never interpolated. Whatever changes colours is for the image alone. `OneOf` chooses one of several for each image.
 
@@ -48,7 +48,9 @@ At the deepest point a pixel covers 32 x 32 px of the image. *Atrous spatial pyr
 
 `sharp_diagram` draws which input of a network goes where, from its modules.
 
-`sharp_net` makes the network that a recipe asks for, one of `sharp_nets`, with weights where they can be had. `freeze_norms` takes the scale and shift of the encoder's batch norms out of the training, as the paper does for its whole length; their running means still follow the data. That has a trap for networks that start at random: timm, as is usual, gives the last batch norm of each residual block the scale 0, so that the block does nothing at first. Frozen at 0 it would do nothing for good, and hardly anything in the encoder would ever learn. `open_norms` sets these scales to 1.
+`freeze_norms` takes the scale and shift of the encoder's batch norms out of the training, as the paper does for its whole length; their running means still follow the data. That has a trap for networks that start at random: timm, as is usual, gives the last batch norm of each residual block the scale 0, so that the block does nothing at first. Frozen at 0 it would do nothing for good, and hardly anything in the encoder would ever learn. `open_norms` sets these scales to 1.
+
+`sharp_net` makes the network that a recipe asks for, one of `sharp_nets`, with weights where they can be had.
 
 ### The Tversky index
 
@@ -131,7 +133,7 @@ __all__ = ['sharp_rules', 'sharp_nets', 'sharp_losses', 'tiny_scale', 'small_sca
            'colour_features', 'colour_forest', 'sharp_samples', 'sharp_recipe', 'sharp_fit', 'sharp_row', 'save_sharp',
            'sharp_grid', 'pooled_dice', 'sharp_board']
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #cff3ef4d
+# %% ../nbs/papers/50_unet_sharp.ipynb #ab848ba0
 import hashlib, json, math, os, tempfile, time, numpy as np, pandas as pd, segmentation_models_pytorch as smp, timm, torch
 import kornia.augmentation as K
 from kornia.enhance import sharpness
@@ -148,6 +150,7 @@ from pytorch_optimizer import AdaBound
 from scipy import ndimage as ndi
 from skimage.measure import label
 from sklearn.ensemble import RandomForestClassifier
+from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 from . import ledger
 from .ledger import *
@@ -255,7 +258,7 @@ def class_map(
         raise DataError(f'most nuclei of {sample.name} are of several classes', sample.path, 'Was the class map resized with interpolation? Resize it with the nearest neighbour')
     return m.astype(np.uint8)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #737c2e44
+# %% ../nbs/papers/50_unet_sharp.ipynb #2b6b0dc0
 def _note(path, text):
     with atomic_path(path) as p: p.write_text(text, encoding='utf-8')
 
@@ -279,6 +282,7 @@ def _normalised(sample, folder, how):
         with atomic_path(file) as p: Image.fromarray(image).save(p, 'png', compress_level=1)
     return replace(sample, load_image=partial(_kept, file)),''
 
+# %% ../nbs/papers/50_unet_sharp.ipynb #cb085df3
 def normalise_samples(
     samples, # list of `Sample`
     folder=None, # where the images are kept; in memory if none
@@ -288,7 +292,7 @@ def normalise_samples(
 )->tuple: # L of `Sample`; DataFrame with a row a tile that could not be normalised: name, tissue, why
     "Macenko's normalisation of a data set, each image by its own colours"
     folder = folder and out_folder(folder)
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with threadpool_limits(1, 'blas'), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         done = list(tqdm(pool.map(lambda s: _normalised(s, folder, how), samples), total=len(samples), desc='Macenko', unit='image', disable=not progress))
     bad = [dict(name=s.name, tissue=s.organ, why=why) for s,why in done if why]
     if bad: print(f'{len(bad)} of {len(samples)} images could not be normalised and stay as they are')
@@ -461,7 +465,7 @@ class UnetSharp(nn.Module):
     def forward(self, x): # float (B,3,H,W) in [0,1], sides multiples of 32, to scores (B,classes,H,W)
         return self.head(F.interpolate(self.decoded(x)[0], scale_factor=2, mode='bilinear'))
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #5737dd79
+# %% ../nbs/papers/50_unet_sharp.ipynb #e605568d
 def sharp_diagram(
     net=None, # `UnetSharp`; a small one if none
     ax=None, # axes to draw on; new ones if none
@@ -472,12 +476,14 @@ def sharp_diagram(
     ax = ax or plt.subplots(figsize=(4.6,3.3), layout='constrained')[1]
     n = len(net.nodes)
     at = {f'X{i+1}':(i*.5, n-i) for i in range(n)} | {'B':(n*.5, 0)} | {f'D{i+1}':(n*1.05-i*.5+1.2, n-i) for i in range(n)}
-    def line(a, b, gate):
+    def line(a, b, gate, bow=0.):
         (x0,y0),(x1,y1) = at[a],at[b]
-        ax.annotate('', (x1-.14,y1), (x0+.14,y0), arrowprops=dict(arrowstyle='-', color=palette[0] if gate else '#999999', lw=1.1, shrinkA=0, shrinkB=0))
+        end = x1+.14 if bow else x1-.14
+        style = dict(arrowstyle='-', color=palette[0] if gate else '#777777' if bow else '#BBBBBB', lw=1.1, shrinkA=0, shrinkB=0)
+        ax.annotate('', (end,y1), (x0+.14,y0), arrowprops=style|dict(connectionstyle=f'arc3,rad={bow}'))
     for i,node in enumerate(net.nodes):
         for j in range(len(node.enc)): line(f'X{j+1}', f'D{i+1}', node.gates is not None)
-        for j in range(len(node.dec)): line(f'D{i+j+2}', f'D{i+1}', False)
+        for j in range(len(node.dec)): line(f'D{i+j+2}', f'D{i+1}', False, .3+.1*j)
         line('B', f'D{i+1}', False)
     down = [*(f'X{i+1}' for i in range(n)), 'B']
     for a,b in zip(down, down[1:]): ax.annotate('', at[b], at[a], arrowprops=dict(arrowstyle='->', color='black', lw=1.2, shrinkA=11, shrinkB=11))
@@ -488,7 +494,7 @@ def sharp_diagram(
     ax.axis('off')
     return ax
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #11e5b30c
+# %% ../nbs/papers/50_unet_sharp.ipynb #bcadec3b
 def norms(module): return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 def open_norms(module): # nn.Module
@@ -502,6 +508,7 @@ def freeze_norms(
     for m in norms(module): m.requires_grad_(False)
     return module
 
+# %% ../nbs/papers/50_unet_sharp.ipynb #a8501c16
 def sharp_net(
     recipe, # `SharpRecipe`
     classes:int, # with background
