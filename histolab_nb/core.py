@@ -82,7 +82,7 @@ def field_docs(
     "The comment of every field, by name"
     res = {}
     for c in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(c): res |= re.findall(r'^ +(\w+) *:[^#\n]*# *(.*)$', _source(c), re.M)
+        if dataclasses.is_dataclass(c): res |= re.findall(r'^ +(\w+) *:.*?\s# *(.*)$', _source(c), re.M)
     return res
 
 # %% ../nbs/foundations/00_core.ipynb #4deeb1b0

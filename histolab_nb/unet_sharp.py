@@ -1,18 +1,18 @@
-r"""Which pixels are nuclei, and of what kind? A network that looks at all its resolutions at once, gates that silence what does not matter, a loss for classes that are rare, and a look at what that loss really did.
+r"""Which pixels are nuclei, and of what kind? A network whose every step sees all its scales, gates between them, a loss for classes that are rare, and a look at what that loss really did.
 
-A pathologist does not only count nuclei; it matters whether they belong to a tumour, to the immune system or to the tissue in between. The class of a nucleus is seen at two scales at once: its outline and its texture are fine, the tissue around it is coarse. A U-Net joins the two one resolution after the other. U-Net# joins **every** resolution with every other (`UnetSharp`), lets *attention gates* decide what may pass (`AttentionGate`), and widens the view at the deepest point (`ASPP`).
+A pathologist does not only count nuclei; it matters whether they belong to a tumour, to the immune system or to the tissue in between. The class of a nucleus is seen at two scales at once: its outline and its texture are fine, the tissue around it is coarse. A U-Net joins the two one resolution after the other. U-Net# gives every step of its decoder **all** scales (`UnetSharp`), lets *attention gates* decide what may pass (`AttentionGate`), and widens the view at the deepest point (`ASPP`).
 
-Around it: stain normalisation of a whole data set (`normalise_samples`), augmentation of image and mask in step (`SharpViews`), the Focal Tversky loss in the form that the paper prints and the one that its code ran (`FocalTversky`), the optimiser AdaBound (`adabound`), and an encoder that is frozen at first (`FreezeEncoder`). `unet_sharp_dls`, `unet_sharp_learner`, `unet_sharp_predict` and `unet_sharp_evaluate` are the way through; `sharp_row` and `sharp_grid` measure U-Net# beside U-Net, U-Net++, UNet 3+ and DeepLabV3+ under one protocol.
+Around it: stain normalisation of a whole data set (`normalise_samples`), augmentation of image and mask in step (`SharpViews`), the Focal Tversky loss in the form that the paper prints and the one that its code ran (`FocalTversky`), the optimiser AdaBound (`adabound`), and an encoder that is frozen at first (`FreezeEncoder`). `unet_sharp_dls`, `unet_sharp_learner`, `unet_sharp_predict` and `unet_sharp_evaluate` are the way through; `sharp_row` and `sharp_grid` measure it; U-Net, U-Net++, UNet 3+ and DeepLabV3+ can be run under the same protocol.
 
 ### The recipe
 
-Every number of the method is a field of `SharpRecipe`. A star marks what the paper leaves open; there we take what its code does. *Ours* marks what it does not have.
+Every number of the method is a field of `SharpRecipe`. A star marks what the paper leaves open; there we take what its code does. *Ours* marks what neither has.
 
-`sharp_nets` are the networks that run under one protocol: U-Net#, two ways of taking something away from it (`UNet 3+` has neither gates nor ASPP), and three standard networks of segmentation-models-pytorch.
+`sharp_nets` are the networks that can be run under one protocol: U-Net#, three ways of taking something away from it, and three standard networks of segmentation-models-pytorch. `UNet 3+` has neither gates nor ASPP. It means the connections of UNet 3+, without its deep supervision and its classification branch.
 
 ### Class maps
 
-A class map is easily spoilt. Resize it with the usual interpolation, and between class 0 and class 4 there are pixels of classes 1, 2 and 3 that nobody drew: a rim of lymphocytes around every gland cell. The code of the paper does something like it to its masks. `class_map` opens the class map of a sample and refuses what cannot be one: numbers that are not whole, classes that the data set does not have, and maps in which most nuclei are of several classes.
+A class map is easily spoilt. Resize it with the usual interpolation, and between class 0 and class 5 there are pixels of classes 1 to 4 that nobody drew: rims of four other kinds around every gland cell. (The code of the paper interpolates the *numbers of nuclei*; see the table at the end.) `class_map` opens the class map of a sample and refuses what cannot be one: numbers that are not whole, classes that the data set does not have, and maps in which most nuclei are of several classes.
 
 ### Stain normalisation of a whole data set
 
@@ -20,9 +20,9 @@ Before anything else the paper brings all tiles to common colours by Macenko's m
 
 The files are named after the pixels of the image, so another image of the same name is not mistaken for it. Each core takes an image of its own; meanwhile the threads inside of NumPy's linear algebra are switched off, for two layers of threads get in each other's way and are no faster than one core.
 
-The paper's list is long: crops, quarter turns, flips and transposition, noise, motion and median blur, shift, scale and rotation, "various distortions", sharpness, contrast, brightness. All of it runs in batches on the device. Whatever moves pixels is one resampling for image and mask (`Warp` of `augment`), in which the mask takes the nearest pixel: a class is never interpolated. Whatever changes colours is for the image alone. `OneOf` chooses one of several for each image.
+The paper's list is long: crops, quarter turns, flips and transposition, noise, motion and median blur, shift, scale and rotation, "various distortions", sharpness, contrast, brightness. All of it is here, in batches on the device. Whatever moves pixels is one resampling for image and mask (`Warp` of `augment`), in which the mask takes the nearest pixel: a class is never interpolated. Whatever changes colours is for the image alone. `OneOf` chooses one of several for each image.
 
-`SharpViews` is the whole list. kornia supplies noise, blurs and sharpness. The numbers inside of the single steps are those of the common defaults, since the paper gives none. `stain_jitter` is ours: two or three slides from one laboratory hold hardly any variety of colour.
+`SharpViews` is the whole list; "Gaussian noise and additive Gaussian noise" we read as additive and multiplicative. kornia supplies noise, blurs and sharpness. The paper gives no strengths, so those of the single steps are ours. So is `stain_jitter`: Macenko makes images alike, but not all alike, and what it leaves should not be learnt.
 
 `ScaleInput` brings features of any scale to the size of a node: finer ones by maximum pooling, coarser ones by bilinear enlargement; then a 3 x 3 convolution to `width` channels, Mish, batch norm. For the bridge, which has `width` channels already, the convolution is left out, as in the paper's code.
 
@@ -36,7 +36,7 @@ $W_x$, $W_g$ and $\psi$ are 1 x 1 convolutions, each with a batch norm.
 
 ### The bridge
 
-At the deepest point a pixel covers 32 x 32 px of the image. *Atrous spatial pyramid pooling* looks around from there: a 1 x 1 convolution and 3 x 3 convolutions whose taps lie 6, 12 and 18 pixels apart, side by side. The paper's code has a fifth branch, the mean over the image, which its text does not have; `image_pool` turns it on. Notice that the deepest map of a 224 px image has 7 x 7 pixels: taps 12 or 18 apart mostly fall outside of it, and those branches are little more than 1 x 1 convolutions.
+At the deepest point a pixel covers 32 x 32 px of the image. *Atrous spatial pyramid pooling* looks around from there: a 1 x 1 convolution and 3 x 3 convolutions whose taps lie 6, 12 and 18 pixels apart, side by side. The paper's code has a fifth branch, the mean over the image, which its text does not have; `image_pool` turns it on. Notice that the deepest map of a 224 px image has 7 x 7 pixels. How many taps of such a convolution, its middle one aside, fall inside of the map at all?
 
 ### A node of the decoder
 
@@ -58,7 +58,7 @@ For one class, let $p$ be its probability at each pixel and $t$ its truth, 1 or 
 
 $$TI=\frac{\sum pt}{\sum pt+\beta\sum p(1-t)+(1-\beta)\sum(1-p)t}.$$
 
-With $\beta=0.5$ it is Dice. The paper takes $\beta=0.7$ and gives it to the **false positives**; the paper that it cites for the loss gives 0.7 to the misses. So this loss would rather miss a nucleus than invent one.
+With $\beta=0.5$ it is Dice. The paper takes $\beta=0.7$ and gives it to the **false positives**; the paper that it cites for the loss gives 0.7 to the misses. So this loss would rather miss a nucleus than invent one. Four pixels, the first two of the class: hits add up to 1.7, false alarms to 0.5, misses to 0.3. And below them a pixel that is invented, which costs more than one that is missed.
 
 ### Focal Tversky, class by class
 
@@ -66,7 +66,7 @@ Eq. 3 sums over the classes (it prints $FL_c$ where $TI_c$ is meant):
 
 $$FTL=\sum_c(1-TI_c)^\gamma,\qquad\gamma=\tfrac43.$$
 
-Each class counts the same, however few pixels it has. A class that is in no picture of the batch has $TI_c=0$ whatever the network says, a constant without gradient, so it is left out. The code that the paper cites has the exponent $1/\gamma$, and a larger gradient near the end; 4/3 flattens the loss there.
+The background is one of the classes. Each counts the same, however few pixels it has. A class that is in no picture of the batch has $TI_c=0$ whatever the network says, a constant without gradient, so it is left out. The code that the paper cites has the exponent $1/\gamma$, and a larger gradient near the end; 4/3 flattens the loss there.
 
 ### ... and pooled
 
@@ -78,11 +78,11 @@ Adam divides each step by the recent size of the gradient. AdaBound does the sam
 
 $$\text{final}\Big(1-\frac1{\gamma t+1}\Big)\;\le\;\frac{\alpha}{\sqrt{v_t}}\;\le\;\text{final}\Big(1+\frac1{\gamma t}\Big).$$
 
-It starts as Adam and ends as SGD with the rate *final*. `adabound` gives fastai the optimiser of `pytorch_optimizer` through `OptimWrapper`; `bounds` are the two curves.
+$v_t$ is the recent mean of the squared gradient. It starts as Adam and ends as SGD with the rate *final*. `adabound` gives fastai the optimiser of `pytorch_optimizer` through `OptimWrapper`; `adabound_bounds` are the two curves.
 
 ### First the decoder
 
-The encoder knows pictures already; the decoder starts at random, and its first wild gradients would spoil what the encoder knows. `FreezeEncoder` keeps the encoder fixed for some epochs and then trains all of it but the scales and shifts of its batch norms.
+The encoder knows pictures already; the decoder starts at random, and its first wild gradients would spoil what the encoder knows. `FreezeEncoder` keeps the encoder fixed for some epochs and then trains all of it but the scales and shifts of its batch norms, whose running statistics follow the data all the time. It counts the epochs of each `fit`, so a second `fit` freezes again.
 
 ### Loaders, score, learner
 
@@ -90,31 +90,31 @@ The encoder knows pictures already; the decoder starts at random, and its first 
 
 `ForegroundDice` is the score that we watch: Dice of each class over all pixels of the validation squares, averaged over the classes of nuclei that occur.
 
-`training_only` leaves out of a recipe what does not change the training, so that another overlap is no reason to train again. `unet_sharp_learner` puts all of it into a fastai `Learner`. On a GPU it trains in mixed precision. With a `folder` the weights of the best epoch by validation loss are kept there and loaded at the end, training stops early, and a killed run goes on.
+`training_only` leaves out of a recipe what does not change the training, so that another overlap is no reason to train again. `unet_sharp_learner` puts all of it into a fastai `Learner`. On a GPU it trains in mixed precision. With a `folder` the weights of the best epoch by validation loss are kept there and loaded at the end, training stops early, and a killed run goes on. Without one it is the last epoch that counts, and `patience` does nothing.
 
 `sharp_train` trains it as the recipe says: at a constant rate as in the paper, or with `anneal` at one that falls to nothing at the end. AdaBound's bounds fall with the rate. With few images and a random start this steadies the last epochs; it is ours.
 
 `sharp_map` gives the probability of each class for each pixel of an image of any size: the image is normalised as in training, brought to the recipe's resolution, and predicted in overlapping windows, which are blended.
 
-`class_instances` makes nuclei of a class map: connected pieces of one class. Touching nuclei of one class become one; the paper does not part them, since its score is counted in pixels. Pieces below `min_size` are dropped.
+`class_instances` makes nuclei of a class map: connected pieces of one class. Touching nuclei of one class become one; the paper does not part them, since its score is counted in pixels. So the number of pieces is no number of nuclei where they touch. Pieces below `min_size` are dropped.
 
 `unet_sharp_predict` does all of it for an image. For a slide it finds the dyes once, on a small picture of the whole slide, reads tiles at the recipe's `mpp` where there is tissue, and returns a map of the slide.
 
-Nuclei of a large picture are counted rather than mapped. `unet_sharp_nuclei` outlines and measures them window by window through `segment_image`; each nucleus has a class, and `save_nuclei` writes outlines that QuPath shows with the names and colours of the classes.
+A large picture is better outlined than mapped. `unet_sharp_nuclei` outlines and measures the pieces of each class window by window through `segment_image`; each nucleus has a class, and `save_nuclei` writes outlines that QuPath shows with the names and colours of the classes.
 
 `unet_sharp_evaluate` returns a row for each image and class: pixels that are right (tp), wrongly called so (fp) and missed (fn), Dice and IoU, and the PQ of the nuclei of this class, which is left out (NaN) where the image has none, as PanNuke does. It takes a model, or any function from an image to a class map.
 
 ### Three averages
 
-`class_summary` pools the pixels of all images for each class, as the paper does, and then gives three averages that differ more than most methods do. *Macro* is the mean over the classes of nuclei. *Micro* first adds up the pixels of all of them, so that it is the score of the frequent classes. The paper prints the micro average, without saying so: from its own table the mean over the five classes is 0.412, over the four without *dead* 0.515, and 0.5593 is printed. A class that is never found hardly counts in it.
+`class_summary` pools the pixels of all images for each class, as the paper does, and then gives three averages. *Macro* is the mean over the classes of nuclei that occur. *Micro* first adds up the pixels of all of them, so that it is the score of the frequent classes. The third is macro without the class *dead*. The paper prints an average of 0.5593. From its own table the mean over the five classes is 0.412, and over the four without *dead* 0.515; its code adds up pixels. A class that is never found hardly counts in that.
 
 ### What is there without a network
 
 A nucleus has a colour, and the tissue around it, too. `colour_forest` is the classical pixel classifier: a random forest that sees the optical densities of a pixel, blurred at three widths, and nothing else. It is trained on the same images.
 
-`sharp_samples` gives the splits of the protocol. PanNuke: folds 1, 2 and 3 are train, val and test. CoNSeP: of the 27 training images 20 are learnt from and 7 are *val*; where the official test images are there, they are *test*. The epoch is chosen on val, so numbers on val are a little too good, for all systems alike.
+`sharp_samples` gives the splits of the protocol. PanNuke: folds 1, 2 and 3 are train, val and test. CoNSeP: of the 27 training images 20 are learnt from and 7 are *val*; where the official test images are there, they are *test*. The epoch is chosen on val, so numbers on val are a little too good, for all systems alike. CoNSeP does not say which images are of one patient, so one may be on both sides.
 
-A row of the table is one system, a change of the recipe. `sharp_fit` trains it, `sharp_row` measures it on all splits but *train* and writes the ledger, `sharp_grid` runs what is not there yet. `sharp_board` collects: Dice pooled over pixels with its 95 % interval from a bootstrap over images, and the macro average, the single classes, and the mean PQ.
+A row of the table is one system, a change of the recipe; what `U-Net#` alone means is what the recipe says, so at `small` it has `balance`. `sharp_fit` trains it, `sharp_row` measures it on all splits but *train* and writes the ledger, `sharp_grid` runs what is not there yet. `sharp_board` collects: Dice pooled over pixels with its 95 % interval from a bootstrap over images, and the macro average, the single classes, and the mean PQ.
 
 The second call found the training finished and went on from there. What a row writes into the ledger:
 
@@ -126,12 +126,12 @@ Docs: https://histolab-nb.github.io/histolab_nb/papers/unet_sharp.html.md"""
 __all__ = ['sharp_rules', 'sharp_nets', 'sharp_losses', 'tiny_scale', 'small_scale', 'Prepared', 'Trained', 'ClassSegmentation',
            'sharp_changes', 'sharp_systems', 'SharpRecipe', 'mixed_share', 'class_map', 'normalise_samples', 'prepare',
            'OneOf', 'SharpViews', 'ScaleInput', 'AttentionGate', 'ASPP', 'SharpNode', 'UnetSharp', 'sharp_diagram',
-           'norms', 'open_norms', 'freeze_norms', 'sharp_net', 'trained_parameters', 'tversky_index', 'FocalTversky',
-           'sharp_loss', 'adabound', 'bounds', 'FreezeEncoder', 'unet_sharp_dls', 'ForegroundDice', 'training_only',
-           'unet_sharp_learner', 'sharp_train', 'trained', 'sharp_map', 'class_instances', 'slide_stain',
-           'unet_sharp_predict', 'unet_sharp_nuclei', 'class_rows', 'unet_sharp_evaluate', 'class_summary',
-           'colour_features', 'colour_forest', 'sharp_samples', 'sharp_recipe', 'sharp_fit', 'sharp_row', 'save_sharp',
-           'sharp_grid', 'pooled_dice', 'sharp_board']
+           'batch_norms', 'open_norms', 'freeze_norms', 'sharp_net', 'trained_parameters', 'tversky_index',
+           'FocalTversky', 'sharp_loss', 'adabound', 'adabound_bounds', 'FreezeEncoder', 'unet_sharp_dls',
+           'ForegroundDice', 'training_only', 'unet_sharp_learner', 'sharp_train', 'as_trained', 'sharp_map',
+           'class_instances', 'slide_stain', 'unet_sharp_predict', 'unet_sharp_nuclei', 'class_rows',
+           'unet_sharp_evaluate', 'class_summary', 'colour_features', 'colour_forest', 'image_dice', 'sharp_samples',
+           'sharp_recipe', 'sharp_fit', 'sharp_row', 'save_sharp', 'sharp_grid', 'pooled_dice', 'sharp_board']
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #ab848ba0
 import hashlib, json, math, os, tempfile, time, numpy as np, pandas as pd, segmentation_models_pytorch as smp, timm, torch
@@ -174,7 +174,7 @@ sharp_rules = dict( # field: what it must be, and in words
     **{k:(lambda o: o>=1, 'From 1') for k in ('shrink','window','width','batch_size','accumulate','epochs','patience','trees')},
     **{k:(lambda o: o>=0, 'From 0') for k in ('freeze_epochs','batches','min_size')}, **{k:(lambda o: o>0, 'Above 0') for k in ('lr','final_lr','bound','mpp')})
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #f4b6471a
+# %% ../nbs/papers/50_unet_sharp.ipynb #8bcaaaf9
 @dataclass
 class SharpRecipe(Recipe):
     "Every number of U-Net#; a star marks what the paper leaves open"
@@ -190,28 +190,28 @@ class SharpRecipe(Recipe):
     loss:str = 'per class' # 'per class' (Eq. 3), 'pooled' (what the code does), 'cross-entropy + Dice'
     beta:float = 0.7 # weight of false positives in the Tversky index; misses weigh 1-beta
     focal:float = 4/3 # exponent of the loss, gamma of Eq. 3
-    balance:float = 0. # share of squares that are cut around a nucleus of a class that is drawn first (ours)
-    zoom:float = 1. # squares show this factor more, or less, of the image (ours)
+    balance:float = 0. # share of squares that hold a pixel of a class that is drawn first (ours)
+    zoom:float = 1. # squares show 1/zoom to zoom times as much of the image (ours)
     noise:float = 0.2 # probability of noise *
-    blur:float = 0.2 # of motion or median blur *
-    move:float = 0.2 # of shift, scale and rotation *
-    bend:float = 0.2 # of a distortion; the code: one kind or another in 0.3 of the cases *
-    colour:float = 0.3 # of one of sharper, contrast, brightness *
+    blur:float = 0.2 # probability of motion or median blur *
+    move:float = 0.2 # probability of shift, scale and rotation *
+    bend:float = 0.3 # probability of a distortion *
+    colour:float = 0.3 # probability of a change of sharpness, contrast or brightness *
     stain_jitter:float = 0. # haematoxylin and eosin times 1-x .. 1+x (ours)
-    lr:float = 1e-4 # step size at which AdaBound starts
-    final_lr:float = 0.1 # and the SGD rate that it ends at
-    bound:float = 1e-3 # how soon, gamma of Table I
+    lr:float = 1e-4 # Adam's step size, with which AdaBound starts
+    final_lr:float = 0.1 # SGD's step size, with which AdaBound ends
+    bound:float = 1e-3 # how soon AdaBound becomes SGD, gamma of Table I
     anneal:float = 0. # share of the training, at its end, in which the step size falls to nothing (ours)
-    freeze_epochs:int = 5 # the encoder is frozen so long
-    epochs:int = 50 # at most; the code stops after up to 150 *
+    freeze_epochs:int = 5 # epochs in which the encoder is frozen
+    epochs:int = 50 # at most; the code has 150
     patience:int = 20 # epochs without a lower validation loss after which training stops *
     batch_size:int = 8 # squares a batch *
     accumulate:int = 8 # batches a step *
-    batches:int = 0 # an epoch; 0: as many as cover all images once
+    batches:int = 0 # batches in an epoch; 0: as many as cover all images once *
     overlap:float = 0.5 # of the windows in prediction, share of their side *
     min_size:int = 0 # smaller objects are no nuclei, px of the image (ours) *
     trees:int = 100 # of the colour baseline (ours)
-    mpp:float = 0.25 # um/px of an image, at which slides are read
+    mpp:float = 0.25 # µm/px of an image, at which slides are read
     seed:int = 42 # of everything random
 
     def __post_init__(self):
@@ -228,11 +228,11 @@ sharp_nets = {'U-Net#':dict(gates=True, aspp=True), 'without gates':dict(gates=F
     'UNet 3+':dict(gates=False, aspp=False), 'U-Net':smp.Unet, 'U-Net++':smp.UnetPlusPlus, 'DeepLabV3+':smp.DeepLabV3Plus}
 sharp_losses = 'per class', 'pooled', 'cross-entropy + Dice'
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #edf8aaae
+# %% ../nbs/papers/50_unet_sharp.ipynb #a35773d0
 tiny_scale = dict(window=80, crop=64, encoder='resnet10t', pretrained=False, width=8, lr=3e-3, final_lr=.5, freeze_epochs=0, epochs=8, batches=30, anneal=.5,
-    batch_size=8, accumulate=1, balance=.5, overlap=.25, mpp=.5, min_size=6, trees=20)
+    bend=.2, batch_size=8, accumulate=1, balance=.5, overlap=.25, mpp=.5, min_size=6, trees=20)
 small_scale = dict(shrink=2, window=160, crop=128, encoder='resnet18', pretrained=False, width=16, lr=1e-3, freeze_epochs=0, epochs=24, batches=50, anneal=.5,
-    batch_size=8, accumulate=1, balance=.5, zoom=1.25, stain_jitter=.25, min_size=20, trees=50)
+    bend=.2, batch_size=8, accumulate=1, balance=.5, zoom=1.25, stain_jitter=.25, min_size=20, trees=50)
 SharpRecipe._scales = dict(tiny=tiny_scale, small=small_scale)
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #42abad34
@@ -389,13 +389,13 @@ class AttentionGate(nn.Module):
 
     def forward(self, x, g): return x*self.weight(x, g) # float (B,C,H,W) twice, to (B,C,H,W)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #1f18b1ab
+# %% ../nbs/papers/50_unet_sharp.ipynb #0310cb66
 class ASPP(nn.Module):
     "Atrous spatial pyramid pooling"
     def __init__(self,
         inp:int, # channels that come in
         out:int, # channels of each branch, and that go out
-        rates=(6,12,18), # distance of the taps of the 3 x 3 branches, px
+        rates=(6,12,18), # distance of the taps of the 3 x 3 branches, px of the map; 32 px of the image each
         pool:bool=False, # a branch that sees the mean over the image?
     ):
         super().__init__()
@@ -409,12 +409,12 @@ class ASPP(nn.Module):
         if self.pool is not None: seen.append(self.pool(x.mean((2,3), keepdim=True)).expand_as(seen[0]))
         return self.project(torch.cat(seen, 1))
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #230c71ef
+# %% ../nbs/papers/50_unet_sharp.ipynb #51207135
 class SharpNode(nn.Module):
     "A decoder node that sees all scales"
     def __init__(self,
         level:int, # 0 at half the resolution, to 3
-        channels, # of the encoder's five scales
+        channels, # of the encoder's scales: five whole numbers, finest first
         width:int, # of each input
         gates:bool=True, # attention gates on the encoder's inputs?
         bridge:bool=True, # is there a bridge of `width` channels? if not, the deepest scale comes through a convolution of its own
@@ -494,21 +494,21 @@ def sharp_diagram(
     ax.axis('off')
     return ax
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #bcadec3b
-def norms(module): return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+# %% ../nbs/papers/50_unet_sharp.ipynb #6b16d15d
+def batch_norms(module): return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 def open_norms(module): # nn.Module
     "Scale 1 for all batch norms"
-    for m in norms(module): nn.init.ones_(m.weight)
+    for m in batch_norms(module): nn.init.ones_(m.weight)
 
 def freeze_norms(
     module, # nn.Module
 ):
     "No gradient for the batch norms of a module"
-    for m in norms(module): m.requires_grad_(False)
+    for m in batch_norms(module): m.requires_grad_(False)
     return module
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #a8501c16
+# %% ../nbs/papers/50_unet_sharp.ipynb #50a596a6
 def sharp_net(
     recipe, # `SharpRecipe`
     classes:int, # with background
@@ -522,18 +522,19 @@ def sharp_net(
     except DataError: raise
     except Exception as e: raise DataError(f'{r.encoder!r} cannot be the encoder of a {r.net} ({type(e).__name__}: {e})', fix='Take a name of timm.list_models(), such as resnet18') from None
     if started=='random': open_norms(net.encoder)
-    net.started = freeze_norms(net.encoder).started = started
+    freeze_norms(net.encoder)
+    net.started = net.encoder.started = started
     return net
 
 def trained_parameters(net): return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #dacbe103
+# %% ../nbs/papers/50_unet_sharp.ipynb #4c71c105
 def tversky_index(
     p, # float (B,C,H,W), probabilities
     t, # float (B,C,H,W), 1 where the class is, else 0
     beta:float=.7, # weight of false positives
     over=(0,2,3), # axes that are summed: for each class over batch and pixels
-): # float (C,); NaN for a class that is neither there nor said to be
+): # float (C,), or () if all axes are summed; NaN for a class that is neither there nor said to be
     "Tversky index (Eq. 2)"
     hit,false,miss = ((a*b).sum(over) for a,b in ((p, t), (p, 1-t), (1-p, t)))
     return hit/(hit+beta*false+(1-beta)*miss)
@@ -569,7 +570,7 @@ def sharp_loss(
     def cross_entropy_and_dice(scores, y): return F.cross_entropy(scores.float(), y)+dice(scores.float(), y)
     return cross_entropy_and_dice
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #5af79467
+# %% ../nbs/papers/50_unet_sharp.ipynb #610df414
 def adabound(
     recipe, # `SharpRecipe`
 ): # function that fastai's `Learner` takes as `opt_func`
@@ -577,11 +578,11 @@ def adabound(
     r = recipe
     return partial(OptimWrapper, opt=AdaBound, final_lr=r.final_lr, gamma=r.bound, betas=(.9,.999), eps=1e-8, weight_decay=0.)
 
-def bounds(
+def adabound_bounds(
     step, # number of the step, from 1; or an array
     final_lr:float=.1, # where they end
     gamma:float=1e-3, # how soon
-): # lower and upper bound of the step size
+): # lower and upper bound of what the gradient is multiplied with
     "Bounds of AdaBound"
     return final_lr*(1-1/(gamma*step+1)),final_lr*(1+1/(gamma*step))
 
@@ -661,10 +662,10 @@ def sharp_train(
     with quiet(learn): learn.fit_flat_cos(r.epochs, r.lr, pct_start=1-r.anneal) if r.anneal else learn.fit(r.epochs, r.lr)
     return learn
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #2e6daf0b
+# %% ../nbs/papers/50_unet_sharp.ipynb #f9d1ed8d
 Trained = namedtuple('Trained', 'net recipe names')
 
-def trained(
+def as_trained(
     model, # a Learner of `unet_sharp_learner`, or a network
     recipe=None, # `SharpRecipe`; that of the Learner if none
     names=None, # of all classes, 'background' first; those of the Learner if none
@@ -675,13 +676,13 @@ def trained(
     return Trained(getattr(model, 'model', model), recipe, names and tuple(names))
 
 def sharp_map(
-    model, # as for `trained`
+    model, # as for `as_trained`
     image, # uint8 (H,W,3)
-    recipe=None, # as for `trained`
+    recipe=None, # as for `as_trained`
     stain=None, # fitted `Macenko` of the slide; fitted to the image itself if none
 )->np.ndarray: # float32 (C,H,W), sums to 1
     "Probability of each class for each pixel"
-    net,r,_ = trained(model, recipe)
+    net,r,_ = as_trained(model, recipe)
     shape = check_image(image).shape[:2]
     if r.macenko: image = stain.transform(image) if stain else Macenko().fit_transform(image)
     prob = sliding_map(lambda x: net.eval()(x).softmax(1), shrink_image(image, r.shrink), r.crop, r.overlap, device=next(net.parameters()).device)
@@ -700,7 +701,7 @@ def class_instances(
     order = np.cumsum(~small)-1
     return np.where(small, 0, order)[res].astype(np.int32)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #4152da1c
+# %% ../nbs/papers/50_unet_sharp.ipynb #6c08b9dd
 ClassSegmentation = namedtuple('ClassSegmentation', 'prob classes instances') # float32 (C,H,W); uint8 (H,W); int32 (H,W), 0 is background
 
 def slide_stain(
@@ -711,19 +712,20 @@ def slide_stain(
     except DataError: return None
 
 def unet_sharp_predict(
-    model, # as for `trained`
-    image, # uint8 (H,W,3); or a `Slide`, or the path of one
-    recipe=None, # as for `trained`
-    names=None, # as for `trained`
+    model, # as for `as_trained`
+    image, # uint8 (H,W,3); or a `Slide`, or the path of an image or a slide
+    recipe=None, # as for `as_trained`
+    names=None, # as for `as_trained`
     **kw, # for a slide, handed to `predict_slide`: out, mask, progress, shrink
 ): # `ClassSegmentation` of an image, `SlideMap` of a slide
     "The classes of an image or of a slide"
-    net,r,names = trained(model, recipe, names)
+    net,r,names = as_trained(model, recipe, names)
     if not isinstance(image, (Slide,str,Path)):
         prob = sharp_map(net, image, r)
         classes = prob.argmax(0).astype(np.uint8)
         return ClassSegmentation(prob, classes, class_instances(classes, r.min_size))
-    slide = image if isinstance(image, Slide) else Slide(image)
+    slide = image if isinstance(image, Slide) else open_picture(image)
+    if not isinstance(slide, Slide): return unet_sharp_predict(net, slide, r, names)
     stain = slide_stain(slide) if r.macenko else None
     def ask(x):
         if stain: x = as_batch(stain.transform((255*x).round().byte().permute(0,2,3,1).cpu().numpy()), x.device)
@@ -732,16 +734,16 @@ def unet_sharp_predict(
     kw = dict(stride=stride, shrink=4, names=names, tag=f'{model_tag(net)}, macenko {r.macenko}', device=next(net.parameters()).device)|kw
     return predict_slide(slide, ask, r.crop, r.mpp*r.shrink, **kw)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #5734d0bb
+# %% ../nbs/papers/50_unet_sharp.ipynb #3b1d037b
 def unet_sharp_nuclei(
-    model, # as for `trained`
-    source, # uint8 (H,W,3); or a `Slide`, or the path of one
-    recipe=None, # as for `trained`
-    names=None, # as for `trained`
+    model, # as for `as_trained`
+    source, # uint8 (H,W,3); or a `Slide`, or the path of an image or a slide
+    recipe=None, # as for `as_trained`
+    names=None, # as for `as_trained`
     **kw, # handed to `segment_image`: core, halo, mask, corners, progress
 )->Nuclei:
     "The nuclei of an image or of a slide, with their classes"
-    net,r,names = trained(model, recipe, names)
+    net,r,names = as_trained(model, recipe, names)
     if isinstance(source, (str,Path)): source = open_picture(source)
     stain = slide_stain(source) if r.macenko else None
     plain = r if stain else replace(r, macenko=False)
@@ -750,7 +752,7 @@ def unet_sharp_nuclei(
         return class_instances(classes, r.min_size),classes
     return segment_image(source, predict, r.mpp, names=names, **kw)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #c2a5041d
+# %% ../nbs/papers/50_unet_sharp.ipynb #11222b74
 def class_rows(
     classes, # uint8 (H,W), predicted
     instances, # int32 (H,W), predicted
@@ -764,9 +766,9 @@ def class_rows(
     return [dict(image=sample.name, **{'class':c}, tissue=sample.organ, **row, pq=q) for c,row,q in zip(('background',*sample.class_names), rows, (np.nan,*quality))]
 
 def unet_sharp_evaluate(
-    model, # as for `trained`; or a function from uint8 (H,W,3) to whole numbers (H,W)
+    model, # as for `as_trained`; or a function from uint8 (H,W,3) to whole numbers (H,W)
     samples, # list of `Sample` with classes
-    recipe=None, # as for `trained`
+    recipe=None, # as for `as_trained`
 )->pd.DataFrame: # a row per image and class: tissue, tp, fp, fn (px), dice, iou, pq
     "All scores on samples"
     if not len(samples): raise DataError('there is nothing to measure on')
@@ -825,6 +827,13 @@ def colour_forest(
         return grow_map(found.astype(np.uint8), image.shape[:2], r.shrink)
     return predict
 
+# %% ../nbs/papers/50_unet_sharp.ipynb #44c1aa38
+def image_dice(
+    table, # of `unet_sharp_evaluate`
+)->pd.Series: # by image
+    "Mean Dice over the classes of nuclei that an image has"
+    return table[table.tp+table.fn>0].drop('background', level='class').groupby(level='image').dice.mean()
+
 # %% ../nbs/papers/50_unet_sharp.ipynb #5981b3ed
 def sharp_samples(
     dataset:str='consep', # 'consep' or 'pannuke'
@@ -842,10 +851,10 @@ def sharp_samples(
     learnt,watched = by_patient([s for s in found if s.split!='test'], (20/27,7/27), seed)
     return L(replace(s, split=k) for k,o in (('train',learnt), ('val',watched)) for s in o) + L(s for s in found if s.split=='test')
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #515c477f
+# %% ../nbs/papers/50_unet_sharp.ipynb #f57ad828
 sharp_changes = {'U-Net#':{}, **{k:dict(net=k) for k in sharp_nets if k!='U-Net#'}, 'U-Net#, misses weigh 0.7':dict(beta=.3),
     'U-Net#, without Macenko':dict(macenko=False), 'U-Net#, image pooling':dict(image_pool=True), 'U-Net#, with balance':dict(balance=.5), 'U-Net#, without balance':dict(balance=0.)}
-for k,loss in (('pooled loss','pooled'), ('cross-entropy + Dice',)*2):
+for k,loss in (('pooled loss','pooled'), ('cross-entropy + Dice','cross-entropy + Dice')):
     sharp_changes |= {f'U-Net#, {k}':dict(loss=loss), f'U-Net#, {k}, without balance':dict(loss=loss, balance=0.)}
 sharp_systems = ['colour forest', *sharp_changes]
 

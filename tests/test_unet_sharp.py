@@ -20,10 +20,10 @@ from histolab_nb.slides import Slide, write_slide
 from histolab_nb.stain import Macenko
 from histolab_nb.training import Callback, as_batch, load_model
 from histolab_nb.unet_sharp import ASPP, AttentionGate, FocalTversky, ForegroundDice, OneOf, ScaleInput, SharpNode, SharpRecipe, SharpViews, UnetSharp
-from histolab_nb.unet_sharp import (adabound, bounds, class_instances, class_map, class_summary, colour_forest, freeze_norms, mixed_share)
+from histolab_nb.unet_sharp import (adabound, adabound_bounds, class_instances, class_map, class_summary, colour_forest, freeze_norms, mixed_share)
 from histolab_nb.unet_sharp import (normalise_samples, pooled_dice, prepare, save_sharp, sharp_board, sharp_changes, sharp_diagram, sharp_fit, sharp_grid)
 from histolab_nb.unet_sharp import (sharp_loss, sharp_losses, sharp_map, sharp_net, sharp_nets, sharp_recipe, sharp_row, sharp_rules, sharp_samples)
-from histolab_nb.unet_sharp import (sharp_systems, slide_stain, trained, trained_parameters, tversky_index, unet_sharp_dls, unet_sharp_evaluate)
+from histolab_nb.unet_sharp import (sharp_systems, slide_stain, as_trained, trained_parameters, tversky_index, unet_sharp_dls, unet_sharp_evaluate)
 from histolab_nb.unet_sharp import sharp_train, unet_sharp_learner, unet_sharp_nuclei, unet_sharp_predict
 from helpers import coloured, inner, mtimes, noise, on_cpu, palette, same, told
 from test_datasets import put
@@ -596,9 +596,9 @@ def test_adabound_by_hand(seed, n, gamma, final):
 
 def test_bounds_close_in():
     t = np.arange(1, 5001)
-    low,high = bounds(t, .1, 1e-3)
+    low,high = adabound_bounds(t, .1, 1e-3)
     assert np.allclose(low, .1*(1-1/(1e-3*t+1))) and np.allclose(high, .1*(1+1/(1e-3*t))) and (low<.1).all() and (high>.1).all()
-    assert (np.diff(low)>0).all() and (np.diff(high)<0).all() and bounds(42*50)==pytest.approx((.0677,.1476), abs=2e-4)
+    assert (np.diff(low)>0).all() and (np.diff(high)<0).all() and adabound_bounds(42*50)==pytest.approx((.0677,.1476), abs=2e-4)
 
 def test_the_rate_can_be_set():
     p = nn.Parameter(torch.ones(3))
@@ -794,9 +794,10 @@ def test_images_of_another_kind(net, image, shrink, macenko):
     with pytest.raises(DataError): sharp_map(net, image, r)
 
 def test_what_a_model_was_trained_with(net, samples):
-    with pytest.raises(DataError, match='Pass its recipe'): trained(net)
+    with pytest.raises(DataError, match='Pass its recipe'): as_trained(net)
     learn = unet_sharp_learner(unet_sharp_dls(samples, plain), plain)
-    assert trained(learn)==(learn.model, plain, ('background',*kinds)) and trained(learn, tiny, ['a','b'])==(learn.model, tiny, ('a','b')) and trained(net, tiny)==(net, tiny, None)
+    assert as_trained(learn)==(learn.model, plain, ('background',*kinds)) and as_trained(net, tiny)==(net, tiny, None)
+    assert as_trained(learn, tiny, ['a','b'])==(learn.model, tiny, ('a','b'))
 
 @settings(max_examples=40, deadline=None)
 @given(seed=seeds, classes=st.integers(1, 4), least=st.integers(0, 8), share=st.floats(0, 1))
