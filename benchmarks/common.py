@@ -1,7 +1,7 @@
 "What the benchmarks share: timing functions in turn, and saying what they ran on."
 import os, platform, time
 
-import numpy as np
+import numpy as np, torch
 
 from histolab_nb.core import write_json
 from histolab_nb.ledger import git_commit, results_folder
@@ -26,6 +26,34 @@ def in_turn(
             for _ in range(counts[k]): f()
             times[k].append((time.perf_counter()-start)/counts[k])
     return {k:float(np.median(v)) for k,v in times.items()}
+
+
+def wait(device):
+    if device.type=='cuda': torch.cuda.synchronize(device)
+
+
+def timed(func, device):
+    "Seconds of one call, or those that it tells itself"
+    wait(device)
+    start = time.perf_counter()
+    told = func()
+    wait(device)
+    return told if isinstance(told, float) else time.perf_counter()-start
+
+
+def in_rounds(funcs, rounds, device):
+    "Seconds of each function in each round. They take turns, so that a busy moment of the machine meets all of them"
+    for f in funcs.values(): f()
+    res = {k:np.zeros(rounds) for k in funcs}
+    for r in range(rounds):
+        for k in np.random.permutation(list(funcs)): res[k][r] = timed(funcs[k], device)
+    return res
+
+
+def ratio(a, b):
+    "Median, lowest and highest of a/b, round by round"
+    q = a/b
+    return dict(median=round(float(np.median(q)), 4), low=round(float(q.min()), 4), high=round(float(q.max()), 4))
 
 
 def machine(threads):

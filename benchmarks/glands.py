@@ -19,7 +19,7 @@ args.add_argument('--threads', type=int, default=2)
 args.add_argument('--quick', action='store_true', help='two small images, once')
 args = args.parse_args()
 
-import time, warnings
+import warnings
 warnings.simplefilter('ignore')
 from dataclasses import replace
 
@@ -28,13 +28,9 @@ from sklearn.metrics import adjusted_rand_score
 from torch import nn
 from torch.nn import functional as F
 
-from common import keep
+from common import in_rounds, keep, ratio
 from histolab_nb.core import get_device, set_seed
 from histolab_nb.glands import GlandRecipe, cluster_responses, phantom_glands, stage_one
-
-
-def wait(device):
-    if device.type=='cuda': torch.cuda.synchronize(device)
 
 
 def bare(images, r, device):
@@ -57,12 +53,6 @@ def bare(images, r, device):
     return res
 
 
-def ratio(a, b):
-    "Median, lowest and highest of a/b, round by round"
-    q = a/b
-    return dict(median=round(float(np.median(q)), 3), low=round(float(q.min()), 3), high=round(float(q.max()), 3))
-
-
 if __name__=='__main__':
     torch.set_num_threads(args.threads)
     device = get_device(args.device)
@@ -72,14 +62,7 @@ if __name__=='__main__':
     ways = dict(bare=lambda: bare(images, r, device), stage_one=lambda: stage_one(images, r, device=device))
     same = [adjusted_rand_score(a.ravel(), b.ravel()) for a,b in zip(*(f() for f in ways.values()))]
     assert args.quick or np.median(same)>.9, f'the clusters differ: {same}'
-    t = {k:np.zeros(args.rounds) for k in ways}
-    for i in range(args.rounds):
-        for k in np.random.permutation(list(ways)):
-            wait(device)
-            start = time.perf_counter()
-            ways[k]()
-            wait(device)
-            t[k][i] = (time.perf_counter()-start)/args.images
+    t = {k:v/args.images for k,v in in_rounds(ways, args.rounds, device).items()}
     faster = ratio(t['bare'], t['stage_one'])
     print(f'{device}, {args.threads} threads, {args.images} images of {args.side} px, {r.channels} channels, {args.steps} steps, load of the machine {psutil.getloadavg()[0]:.1f}')
     print('seconds an image: '+', '.join(f'{k} {np.median(v):.2f}' for k,v in t.items()))

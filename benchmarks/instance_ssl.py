@@ -22,7 +22,7 @@ args.add_argument('--quick', action='store_true', help='a very small network, on
 args = args.parse_args()
 os.environ.setdefault('OMP_NUM_THREADS', str(args.threads))
 
-import contextlib, tempfile, time, warnings
+import contextlib, tempfile, warnings
 warnings.simplefilter('ignore')
 from dataclasses import replace
 from functools import partial
@@ -31,7 +31,7 @@ import fastai, numpy as np, psutil, torch
 from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import Adam
 
-from common import keep
+from common import in_rounds, keep, ratio
 from histolab_nb import instance_ssl
 from histolab_nb.augment import HEJitter
 from histolab_nb.core import get_device, set_seed
@@ -40,39 +40,11 @@ from histolab_nb.phantom import phantom_nuclei
 from histolab_nb.training import as_batch, quiet
 
 
-def wait(device):
-    if device.type=='cuda': torch.cuda.synchronize(device)
-
-
-def timed(func, device):
-    "Seconds of one call, or those that it tells itself"
-    wait(device)
-    start = time.perf_counter()
-    told = func()
-    wait(device)
-    return told or time.perf_counter()-start
-
-
-def in_rounds(funcs, rounds, device):
-    "Seconds of each function in each round. They take turns, so that a busy moment of the machine meets all of them"
-    for f in funcs.values(): f()
-    res = {k:np.zeros(rounds) for k in funcs}
-    for r in range(rounds):
-        for k in np.random.permutation(list(funcs)): res[k][r] = timed(funcs[k], device)
-    return res
-
-
 def fast(model, device):
     "The network as `speedups` would have it, and the context it runs in"
     cuda = device.type=='cuda'
     auto = partial(torch.autocast, 'cuda', torch.bfloat16) if cuda else contextlib.nullcontext
     return model.to(device, memory_format=torch.channels_last if cuda else torch.preserve_format),auto
-
-
-def ratio(a, b):
-    "Median, lowest and highest of a/b, round by round"
-    q = a/b
-    return dict(median=round(float(np.median(q)), 4), low=round(float(q.min()), 4), high=round(float(q.max()), 4))
 
 
 def pretext(r, samples, device):

@@ -18,20 +18,16 @@ args.add_argument('--threads', type=int, default=2)
 args.add_argument('--quick', action='store_true', help='small, once')
 args = args.parse_args()
 
-import contextlib, time, warnings
+import contextlib, warnings
 warnings.simplefilter('ignore')
 
 import numpy as np, segmentation_models_pytorch as smp, torch
 
-from common import keep
+from common import in_rounds, keep, ratio
 from histolab_nb.core import get_device, set_seed
 from histolab_nb.unet_sharp import FocalTversky, SharpRecipe, normalise_samples, phantom_nuclei, sharp_net, sharp_nets
 
 beside = 'U-Net++'
-
-
-def wait(device):
-    if device.type=='cuda': torch.cuda.synchronize(device)
 
 
 def step(net, x, y, loss, device, amp=False):
@@ -56,26 +52,6 @@ def kept_mb(net, x, y, loss):
     return sum(v for k,v in seen.items() if k not in own)/2**20
 
 
-def timed(ways, rounds, device):
-    "Seconds of each way in each round"
-    t = {k:np.zeros(rounds) for k in ways}
-    for f in ways.values(): f()
-    for i in range(rounds):
-        for k in np.random.permutation(list(ways)):
-            wait(device)
-            start = time.perf_counter()
-            ways[k]()
-            wait(device)
-            t[k][i] = time.perf_counter()-start
-    return t
-
-
-def ratio(a, b):
-    "Median, lowest and highest of a/b, round by round"
-    q = a/b
-    return dict(median=round(float(np.median(q)), 3), low=round(float(q.min()), 3), high=round(float(q.max()), 3))
-
-
 if __name__=='__main__':
     torch.set_num_threads(args.threads)
     device = get_device(args.device)
@@ -85,7 +61,7 @@ if __name__=='__main__':
     recipe = SharpRecipe(encoder=args.encoder, width=args.width, pretrained=False)
     nets = {k:sharp_net(SharpRecipe(**{**recipe.__dict__, 'net':k}), 6).to(device) for k in sharp_nets}
     jobs = dict(forward=lambda n: forward(n, x), training=lambda n: step(n, x, y, loss, device))
-    both = {what:timed({k:(lambda n=n: f(n)) for k,n in nets.items()}, args.rounds, device) for what,f in jobs.items()}
+    both = {what:in_rounds({k:(lambda n=n: f(n)) for k,n in nets.items()}, args.rounds, device) for what,f in jobs.items()}
     rows = {}
     for k,net in nets.items():
         row = {what:dict(images_per_s=round(args.batch/float(np.median(t[k])), 2), against=ratio(t[beside], t[k])) for what,t in both.items()}
@@ -104,12 +80,12 @@ if __name__=='__main__':
         ways = {'full precision':lambda: step(net, x, y, loss, device), 'bfloat16':lambda: step(net, x, y, loss, device, True), 'bfloat16, channels last':lambda: step(last, xl, y, loss, device, True)}
         compiled = torch.compile(last)
         ways['bfloat16, channels last, compiled'] = lambda: step(compiled, xl, y, loss, device, True)
-        t = timed(ways, args.rounds, device)
+        t = in_rounds(ways, args.rounds, device)
         fast = {k:dict(images_per_s=round(args.batch/float(np.median(v)), 1), against=ratio(t['full precision'], v)) for k,v in t.items()}
         for k,v in fast.items(): print(f"U-Net#, {k}: {v['images_per_s']} images/s, {v['against']['median']:.2f} times full precision")
     tiles = phantom_nuclei(4 if args.quick else 24, 256, 7)
     for s in tiles: s.load_image = (lambda im: lambda: im)(s.image)
-    t = timed({n:(lambda n=n: normalise_samples(tiles, workers=n, progress=False)) for n in (1,args.threads)}, args.rounds, device)
+    t = in_rounds({n:(lambda n=n: normalise_samples(tiles, workers=n, progress=False)) for n in (1,args.threads)}, args.rounds, device)
     macenko = dict(tiles_per_s=round(len(tiles)/float(np.median(t[args.threads])), 1), threads_against_one=ratio(t[1], t[args.threads]))
     print(f"Macenko: {macenko['tiles_per_s']} tiles of 256 px a second with {args.threads} threads, {macenko['threads_against_one']['median']:.2f} times one thread")
     about = {k:getattr(args, k) for k in ('encoder','width','size','batch','rounds')} | dict(torch=torch.__version__, smp=smp.__version__, device=str(device))

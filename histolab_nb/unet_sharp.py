@@ -18,7 +18,7 @@ A class map is easily spoilt. Resize it with the usual interpolation, and betwee
 
 Before anything else the paper brings all tiles to common colours by Macenko's method. `Macenko` of `stain` does it for a tile; `normalise_samples` does it for thousands: on all cores, kept as files in a folder so that a job that was killed goes on, and with a table that says which tiles could not be normalised and why. Those are passed through as they are: a tile of glass or of one colour has no two dyes to find.
 
-The files are named after the pixels of the image, so another image of the same name is not mistaken for it. Each core takes an image of its own; meanwhile the threads inside of NumPy's linear algebra are switched off, for two layers of threads get in each other's way and are no faster than one core.
+The files are named after the pixels of the image, so another image of the same name is not mistaken for it. Each core takes an image of its own; meanwhile the threads inside of NumPy's linear algebra are switched off, for two layers of threads get in each other's way. `benchmarks/unet_sharp.py` measures what the cores gain.
 
 The paper's list is long: crops, quarter turns, flips and transposition, noise, motion and median blur, shift, scale and rotation, "various distortions", sharpness, contrast, brightness. All of it is here, in batches on the device. Whatever moves pixels is one resampling for image and mask (`Warp` of `augment`), in which the mask takes the nearest pixel: a class is never interpolated. Whatever changes colours is for the image alone. `OneOf` chooses one of several for each image.
 
@@ -126,12 +126,12 @@ Docs: https://histolab-nb.github.io/histolab_nb/papers/unet_sharp.html.md"""
 __all__ = ['sharp_rules', 'sharp_nets', 'sharp_losses', 'tiny_scale', 'small_scale', 'Prepared', 'Trained', 'ClassSegmentation',
            'sharp_changes', 'sharp_systems', 'SharpRecipe', 'mixed_share', 'class_map', 'normalise_samples', 'prepare',
            'OneOf', 'SharpViews', 'ScaleInput', 'AttentionGate', 'ASPP', 'SharpNode', 'UnetSharp', 'sharp_diagram',
-           'batch_norms', 'open_norms', 'freeze_norms', 'sharp_net', 'trained_parameters', 'tversky_index',
-           'FocalTversky', 'sharp_loss', 'adabound', 'adabound_bounds', 'FreezeEncoder', 'unet_sharp_dls',
-           'ForegroundDice', 'training_only', 'unet_sharp_learner', 'sharp_train', 'as_trained', 'sharp_map',
-           'class_instances', 'slide_stain', 'unet_sharp_predict', 'unet_sharp_nuclei', 'class_rows',
-           'unet_sharp_evaluate', 'class_summary', 'colour_features', 'colour_forest', 'image_dice', 'sharp_samples',
-           'sharp_recipe', 'sharp_fit', 'sharp_row', 'save_sharp', 'sharp_grid', 'pooled_dice', 'sharp_board']
+           'open_norms', 'freeze_norms', 'sharp_net', 'trained_parameters', 'tversky_index', 'FocalTversky',
+           'sharp_loss', 'adabound', 'adabound_bounds', 'FreezeEncoder', 'unet_sharp_dls', 'ForegroundDice',
+           'training_only', 'unet_sharp_learner', 'sharp_train', 'as_trained', 'sharp_map', 'class_instances',
+           'slide_stain', 'unet_sharp_predict', 'unet_sharp_nuclei', 'class_rows', 'unet_sharp_evaluate',
+           'class_summary', 'colour_features', 'colour_forest', 'image_dice', 'sharp_samples', 'sharp_recipe',
+           'sharp_fit', 'sharp_row', 'save_sharp', 'sharp_grid', 'pooled_dice', 'sharp_board']
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #ab848ba0
 import hashlib, json, math, os, tempfile, time, numpy as np, pandas as pd, segmentation_models_pytorch as smp, timm, torch
@@ -258,10 +258,7 @@ def class_map(
         raise DataError(f'most nuclei of {sample.name} are of several classes', sample.path, 'Was the class map resized with interpolation? Resize it with the nearest neighbour')
     return m.astype(np.uint8)
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #2b6b0dc0
-def _note(path, text):
-    with atomic_path(path) as p: p.write_text(text, encoding='utf-8')
-
+# %% ../nbs/papers/50_unet_sharp.ipynb #57b01b1b
 def _kept(file):
     try: return read_rgb(file)
     except DataError as e: raise DataError(e.what, file, 'Delete it, and it is made again') from None
@@ -271,12 +268,12 @@ def _normalised(sample, folder, how):
     image = sample.image
     h = hashlib.blake2b(image.tobytes()+json.dumps([image.shape, how], sort_keys=True, default=repr).encode(), digest_size=8).hexdigest()
     file = folder and folder/f'{h}.png'
-    if file and file.with_suffix('.txt').exists(): return sample,file.with_suffix('.txt').read_text(encoding='utf-8')
+    if file and file.with_suffix('.json').exists(): return sample,read_json(file.with_suffix('.json'))
     if not (file and file.exists()):
         m = Macenko(**how)
         try: image = m.fit(image).transform(image)
         except DataError as e:
-            if file: _note(file.with_suffix('.txt'), e.what)
+            if file: write_json(file.with_suffix('.json'), e.what)
             return sample,e.what
         if not file: return replace(sample, load_image=partial(np.asarray, image)),''
         with atomic_path(file) as p: Image.fromarray(image).save(p, 'png', compress_level=1)
@@ -494,21 +491,20 @@ def sharp_diagram(
     ax.axis('off')
     return ax
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #6b16d15d
-def batch_norms(module): return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
+# %% ../nbs/papers/50_unet_sharp.ipynb #168eea2c
 def open_norms(module): # nn.Module
-    "Scale 1 for all batch norms"
-    for m in batch_norms(module): nn.init.ones_(m.weight)
+    "Scale 1 and shift 0 for all batch norms"
+    for m in module.modules():
+        if isinstance(m, norm_types): m.reset_parameters()
 
 def freeze_norms(
     module, # nn.Module
 ):
     "No gradient for the batch norms of a module"
-    for m in batch_norms(module): m.requires_grad_(False)
+    for p in norm_bias_params(module, with_bias=False): p.requires_grad_(False)
     return module
 
-# %% ../nbs/papers/50_unet_sharp.ipynb #50a596a6
+# %% ../nbs/papers/50_unet_sharp.ipynb #f175586f
 def sharp_net(
     recipe, # `SharpRecipe`
     classes:int, # with background
@@ -523,10 +519,10 @@ def sharp_net(
     except Exception as e: raise DataError(f'{r.encoder!r} cannot be the encoder of a {r.net} ({type(e).__name__}: {e})', fix='Take a name of timm.list_models(), such as resnet18') from None
     if started=='random': open_norms(net.encoder)
     freeze_norms(net.encoder)
-    net.started = net.encoder.started = started
+    net.started = started
     return net
 
-def trained_parameters(net): return sum(p.numel() for p in net.parameters() if p.requires_grad)
+def trained_parameters(net): return sum(p.numel() for p in trainable_params(net))
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #4c71c105
 def tversky_index(
