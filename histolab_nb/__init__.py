@@ -3,7 +3,7 @@
 - `histolab_nb.augment`: Random views of whole batches, made on the device: crops, flips, colour, blur, edges, cutout and the dyes themselves.
 - `histolab_nb.cli`: The papers from the command line: run one, segment the nuclei of your images, look after data sets, see what this machine can do, open the notebooks.
 - `histolab_nb.core`: The few things every notebook needs: one kind of error, one kind of recipe, a scale, a seed, a device, and files that are never half written.
-- `histolab_nb.datasets`: Annotated images of nuclei and glands, from their official downloads to arrays: one kind of sample, a reader for each data set, splits by patient, cards, checks and downloads.
+- `histolab_nb.datasets`: Annotated images of nuclei, glands and tissues, from their official downloads to arrays: one kind of sample, a reader for each data set, splits by patient, cards, checks and downloads.
 - `histolab_nb.dclr`: Contrastive learning teaches a deep U-Net what tissue looks like, two clusters turn that into a tumour map, and a convolutional CRF draws its borders.
 - `histolab_nb.glands`: Nobody says what a gland is. Its rim of dark nuclei gives it away, what the rim encloses belongs to it, and a network spreads that knowledge to the glands whose rim is broken.
 - `histolab_nb.inference`: From a slide to a map: predict every tile, stitch the answers, resume after a kill, and hand the regions to QuPath.

@@ -144,13 +144,25 @@ def test_lab_copies_the_notebooks_of_an_installed_package(tmp_path, monkeypatch)
 def test_data_commands(tmp_path, capsys, clean_env):
     rc,out,_ = call(capsys, 'data', 'show', 'glas')
     assert rc==0 and '0.62005' in out and '[official page' in out and 'https://glas.grand-challenge.org' in out
-    assert call(capsys, 'data', 'show')[1].count('https://')==7
+    assert call(capsys, 'data', 'show')[1].count('https://')==8
     rc,out,err = call(capsys, 'data', 'check', 'glas', tmp_path)
     assert rc==1 and out.startswith('bad') and 'there is nothing of GlaS here' in out and err==''
     for args,says in ((('show', 'imagenet'), 'there is no data set'), (('check', 'imagenet', tmp_path), 'there is no data set'), (('get', 'monuseg', tmp_path/'x'), 'cannot be fetched by a program')):
         rc,out,err = call(capsys, 'data', *args)
         assert rc==1 and one_line(err) and says in err
     assert list(tmp_path.iterdir())==[]
+
+def test_data_set_of_classes(tmp_path, capsys, clean_env):
+    "Sections with a class for every pixel, and no objects"
+    from PIL import Image
+    from histolab_nb.datasets import queensland_colours
+    rc,out,_ = call(capsys, 'data', 'show', 'queensland')
+    assert rc==0 and 'Texts that use the set take it for a magnification' in ' '.join(out.split()) and 'UQ:8be4bd0' in out
+    for d,end in (('Images', 'tif'), ('Masks', 'png')):
+        (tmp_path/d).mkdir()
+        Image.new('RGB', (30,20), queensland_colours['keratin']).save(tmp_path/d/f'SCC_1.{end}')
+    rc,out,err = call(capsys, 'data', 'check', 'queensland', tmp_path)
+    assert rc==1 and '1 of 290' in out and '1 of 11 in 1 images' in out and err==''
 
 # ---- segment
 

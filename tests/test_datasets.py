@@ -1,5 +1,5 @@
 "Data sets: official layouts in small, input that is wrong or damaged, splits, downloads over a bad line, archives that attack"
-import hashlib, http.server, io, os, pickle, re, tarfile, threading, zipfile
+import concurrent.futures, hashlib, http.server, io, os, pickle, re, tarfile, threading, tracemalloc, warnings, zipfile
 import numpy as np, pytest, scipy.io, tifffile
 from pathlib import Path
 from hypothesis import given, settings, strategies as st
@@ -196,6 +196,160 @@ def test_pannuke_wrong(tmp_path):
     fails('masks.npy: labels should be whole numbers', lambda: pannuke(tmp_path)[0].instances)
     put(f1/'images'/'fold1'/'images.npy', np.full((3,32,32,3), 256.))
     fails('values outside 0 to 255', lambda: pannuke(tmp_path)[0].image)
+
+# Skin, painted in colours
+
+tissue = np.select([lab==1, lab==2, lab==700], [1, 4, 9]).astype(np.uint8)
+painted = np.array([*queensland_colours.values()], np.uint8)[tissue]
+
+def skin(root, names=('BCC_2', 'BCC_10', 'IEC_1', 'SCC_1'), a=painted):
+    for s in names:
+        put(root/'Images'/f'{s}.tif', rgb)
+        put(root/'Masks'/f'{s}.png', a)
+    return root
+
+def skin_mask(root, a): return put(skin(root, ('BCC_1',))/'Masks'/'BCC_1.png', a)
+
+def test_queensland_official(tmp_path):
+    for root in (tmp_path, skin(tmp_path/'a'/'Data').parent, tmp_path/'a'/'Data'):
+        ss = queensland(root)
+        assert ss.attrgot('name')==['BCC_2', 'BCC_10', 'IEC_1', 'SCC_1'] and [s.info for s in ss]==[dict(cancer=c) for c in ('BCC', 'BCC', 'IEC', 'SCC')]
+    s = ss[0]
+    assert s.classes.dtype==np.uint8 and (s.classes==tissue).all() and (s.image==rgb).all() and s.shape==(H,W)
+    assert (s.instances, s.load_instances, s.mpp, s.patient, s.split, s.organ)==(None, None, None, None, None, 'skin')
+    assert set(queensland(root, mpp=.7).attrgot('mpp'))=={.7} and (pickle.loads(pickle.dumps(s)).classes==tissue).all()
+    assert middle(s, 20).instances is None and (middle(s, 20).classes==tissue[10:30,20:40]).all() and (shrunk(s, 2).classes==tissue[1::2,1::2]).all()
+
+def test_order_of_the_tissues(tmp_path):
+    "Who trains on the numbers relies on them"
+    assert queensland_classes==('epidermis', 'glands', 'inflammation', 'reticular dermis', 'hair follicles', 'papillary dermis', 'hypodermis', 'keratin',
+        'basal cell carcinoma', 'squamous cell carcinoma', 'intraepidermal carcinoma')
+    colours = [(0,0,0), (73,0,106), (108,0,115), (145,1,122), (181,9,130), (216,47,148), (236,85,157), (254,246,242), (248,123,168),
+        (127,255,255), (127,255,142), (255,127,127)]
+    assert list(queensland_colours.values())==colours
+    skin_mask(tmp_path, np.array([colours]*5, np.uint8).repeat(5, 1).repeat(8, 0))
+    s, = queensland(tmp_path)
+    assert (s.classes==np.arange(12, dtype=np.uint8).repeat(5)).all() and s.class_names==queensland_classes
+
+def test_queensland_copies(tmp_path):
+    for k in (10, 5, 2): skin(tmp_path/'all'/f'{k}x', a=painted)
+    fails('there are sections in several folders: 2x, 5x, 10x. Choose one of them', queensland, tmp_path/'all')
+    fails('which is not a magnification', queensland, tmp_path/'all')
+    assert 'several folders' in check_dataset('queensland', tmp_path/'all').found[0]
+    assert len(queensland(tmp_path/'all'/'5x'))==4
+    skin(tmp_path/'all', ('BCC_7',))
+    assert queensland(tmp_path/'all').attrgot('name')==['BCC_7'] # the pair in the folder itself is the one that is meant
+
+def test_queensland_beside_empty_folders(tmp_path):
+    for d in ('Images', 'Masks'): put(skin(tmp_path)/'more'/'__MACOSX'/d/'._BCC_1.png', rgb)
+    skin(tmp_path/'more'/'Data')
+    assert len(queensland(tmp_path/'more'))==4
+    for p in (tmp_path/'Images').iterdir(): p.unlink()
+    fails('there is no image for it', queensland, tmp_path)
+
+def test_queensland_names(tmp_path):
+    put(tmp_path/'images'/'x.tif', rgb).rename(tmp_path/'images'/'bcc_1.TIF')
+    put(tmp_path/'MASKS'/'BCC_1.png', painted).rename(tmp_path/'MASKS'/'BCC_1.PNG')
+    s, = queensland(tmp_path)
+    assert s.name=='bcc_1' and s.info==dict(cancer='BCC') and (s.classes==tissue).all()
+    put(tmp_path/'images'/'BCC_1.tiff', rgb)
+    fails('are two files for one sample', queensland, tmp_path)
+    for name in ('slide_1', 'BCCX_1', '1_BCC'):
+        fails(f'{name}.tif: the name of a section begins with BCC, SCC or IEC', queensland, skin(tmp_path/name, (name,)))
+
+def test_queensland_without_partner(tmp_path):
+    (skin(tmp_path)/'Masks'/'BCC_10.png').unlink()
+    fails('BCC_10.tif: there is no mask for it', queensland, tmp_path)
+    put(tmp_path/'Masks'/'BCC_10.jpg', painted)
+    fails('BCC_10.jpg: classes in a JPEG are not exact', lambda: queensland(tmp_path)[1].classes)
+    (tmp_path/'Images'/'IEC_1.tif').unlink()
+    fails('IEC_1.png: there is no image for it', queensland, tmp_path)
+
+def test_strange_colours(tmp_path):
+    a = painted.copy()
+    a[0,:5],a[1,:2] = (1,2,3),(72,0,106)
+    p = skin_mask(tmp_path, a)
+    says = '7 pixels have a colour that stands for no class, most often (1, 2, 3) (5 pixels). Was the mask resized with interpolation, or saved as JPEG'
+    fails(f'{p}: {says}', lambda: queensland(tmp_path)[0].classes)
+    for mode in (Image.BILINEAR, Image.BICUBIC):
+        fails('stands for no class', read_colours, put(p, np.asarray(Image.fromarray(painted).resize((90,60), mode))), queensland_colours.values())
+    Image.fromarray(painted).save(tmp_path/'a.jpg', quality=95)
+    fails('stands for no class', read_colours, put(p, read_rgb(tmp_path/'a.jpg')), queensland_colours.values())
+    fails('most often (255, 255, 255) (100 pixels)', read_colours, put(p, np.dstack([(lab==1).astype(np.uint8)*255]*3)), queensland_colours.values())
+
+def test_kinds_of_masks(tmp_path):
+    def classes(a):
+        skin_mask(tmp_path, a)
+        return queensland(tmp_path)[0].classes
+    alpha = (lab!=1).astype(np.uint8)*255
+    assert (classes(np.dstack([painted, alpha]))==tissue).all()
+    assert not classes(painted*0).any()
+    im = Image.frombytes('P', (W,H), tissue.tobytes())
+    im.putpalette([v for c in queensland_colours.values() for v in c])
+    for kw in ({}, dict(transparency=1), dict(bits=4)):
+        im.save(tmp_path/'Masks'/'BCC_1.png', **kw)
+        assert (queensland(tmp_path)[0].classes==tissue).all()
+    two = np.dstack([tissue, alpha])
+    for a,kind in ((tissue, "pixels of kind 'L'"), (lab, '16 bits a channel'), (lab>0, "pixels of kind '1'"), (two, "pixels of kind 'LA'")):
+        fails(f'classes should be colours of 8 bits, and this picture has {kind}', classes, a)
+    for end in ('bmp', 'tif'): assert (read_colours(put(tmp_path/f'a.{end}', painted), queensland_colours.values())==tissue).all()
+    fails('this picture has 16 bits a channel', read_colours, put(tmp_path/'deep.tif', painted.astype(np.uint16)), queensland_colours.values())
+
+def test_masks_of_another_size(tmp_path):
+    for a in (painted[:-1], painted.swapaxes(0, 1), painted[::2,::2]):
+        skin_mask(tmp_path, np.ascontiguousarray(a))
+        fails(f'BCC_1.png: class map and image differ in size: {a.shape[:2]} and (40, 60)', lambda: queensland(tmp_path)[0].classes)
+
+@pytest.mark.parametrize('what', ['empty', 'noise', 'cut'])
+@pytest.mark.parametrize('kind', ['Images', 'Masks'])
+def test_damaged_sections(kind, what, tmp_path):
+    p = next((skin(tmp_path, ('BCC_1',), np.random.default_rng(0).permutation(painted))/kind).iterdir())
+    p.write_bytes(dict(empty=b'', noise=b'noise'*99, cut=p.read_bytes()[:len(p.read_bytes())//2])[what])
+    s, = queensland(tmp_path)
+    fails(f'{p.name}: this image cannot be read', lambda: s.image if kind=='Images' else s.classes)
+    found = check_dataset('queensland', tmp_path)
+    assert list(found.what)==['images', 'BCC_1', 'classes'] and list(found.mark)==['bad']*3 and p.name in found.found[1]
+
+def test_check_of_classes_without_objects(tmp_path):
+    found = check_dataset('queensland', skin(tmp_path))
+    assert list(found.mark)==['bad', 'ok'] and list(found.found)==['4 of 290', '3 of 11 in 4 images']
+    assert 'glands' in found.todo[1] and 'epidermis' not in found.todo[1]
+    put(tmp_path/'Masks'/'BCC_2.png', painted[:,:-1].copy())
+    put(tmp_path/'Masks'/'IEC_1.png', painted+np.uint8(1))
+    put(tmp_path/'Masks'/'SCC_1.png', painted*0)
+    found = check_dataset('queensland', tmp_path).set_index('what')
+    assert dict(found.mark)==dict(images='bad', BCC_2='bad', IEC_1='bad', SCC_1='note', classes='bad')
+    assert 'differ in size' in found.found['BCC_2'] and 'stands for no class' in found.found['IEC_1'] and found.found['SCC_1']=='all of it is background'
+    assert list(check_dataset('pannuke', pannuke_official(tmp_path/'p')).what)[-1]=='objects'
+
+@pytest.mark.parametrize('colours', [[], [(0,0,0), (0,0,0)], [(0,0)], [(0,0,256)], [(-1,0,0)], [(i,0,0) for i in range(256)]])
+def test_colours_that_are_none(colours, tmp_path): fails('each class needs a colour of its own', read_colours, put(tmp_path/'a.png', painted), colours)
+
+def test_sections_need_little_memory(tmp_path):
+    "One byte a pixel for the classes, and three for the image, beside what PIL holds"
+    big = tissue.repeat(50, 0).repeat(50, 1)
+    p = put(tmp_path/'Masks'/'BCC_1.png', np.array([*queensland_colours.values()], np.uint8)[big])
+    read_colours(put(tmp_path/'small.png', painted), queensland_colours.values()) # makes the table
+    for f,a in ((lambda: read_colours(p, queensland_colours.values()), 1), (lambda: read_rgb(p), 3)):
+        tracemalloc.start()
+        res = f()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert res.shape[:2]==big.shape and most<a*big.size+20*2**20, most/2**20
+    assert (read_colours(p, queensland_colours.values())==big).all()
+
+def test_sections_that_pil_refuses(tmp_path, monkeypatch):
+    skin_mask(tmp_path, painted.repeat(40, 0).repeat(40, 1))
+    put(tmp_path/'Images'/'BCC_1.tif', rgb.repeat(40, 0).repeat(40, 1))
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1_800_000)
+    with pytest.raises(Image.DecompressionBombError): Image.open(tmp_path/'Images'/'BCC_1.tif')
+    s, = queensland(tmp_path)
+    with warnings.catch_warnings(), concurrent.futures.ThreadPoolExecutor(4) as ex:
+        warnings.simplefilter('error')
+        for shape in ex.map(lambda f: f().shape, [lambda: s.image, lambda: s.classes]*4): assert shape[:2]==(40*H,40*W)
+    assert Image.MAX_IMAGE_PIXELS==1_800_000 and not ds._usual
+    fails('this image cannot be read', read_rgb, write_xml(tmp_path/'a.xml'))
+    assert Image.MAX_IMAGE_PIXELS==1_800_000
 
 # Wrong and damaged input
 
@@ -523,7 +677,7 @@ def test_get_dataset(server, tmp_path):
     assert 'compared with yours' in said[-1]
 
 def test_data_that_no_program_may_fetch(tmp_path):
-    for name in ('monuseg', 'cpm', 'crag'):
+    for name in ('monuseg', 'cpm', 'crag', 'queensland'):
         fails('cannot be fetched by a program', get_dataset, name, tmp_path/'x')
         fails(card(name)['page'], get_dataset, name, tmp_path/'x')
     assert not (tmp_path/'x').exists()
