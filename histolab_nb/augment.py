@@ -300,7 +300,10 @@ def contrastive_aug(
     size:int, # side of a view, px
     crop:bool=True, # random resized crop? If not, images are resized as a whole
     flip:bool=True, # mirror left to right and top to bottom?
+    upright:bool=False, # mirror left to right only, as photographs are?
     jitter:float=0.6, # strength of brightness, contrast, saturation, hue; 0 is off
+    jitter_p:float=0.8, # probability of that
+    hue:float=0.2, # range of the hue at strength 1, share of a full turn
     grey:float=0.2, # probability of colour drop; 0 is off
     blur:bool=True, # Gaussian blur?
     sobel:bool=False, # edges instead of every fifth image?
@@ -311,11 +314,11 @@ def contrastive_aug(
     "The augmentations of contrastive learning, one after the other"
     _check_settings([grey], size=(size, 1, 1<<15), jitter=(jitter, 0, 2), he=(he, 0, 1))
     steps = OrderedDict()
-    if crop: steps['crop'] = Crop(size, scale, flip=flip)
+    if crop: steps['crop'] = Crop(size, scale, flip=flip and not upright)
     else: steps['resize'] = Resize(size)
-    if flip and not crop: steps['flip'] = Flip()
+    if flip and (upright or not crop): steps['flip'] = Flip(v=0. if upright else 0.5)
     if he: steps['he'] = HEJitter(he)
-    if jitter: steps['jitter'] = ColourJitter(*(jitter*o for o in (0.8,0.8,0.8,0.2)))
+    if jitter: steps['jitter'] = ColourJitter(*(jitter*o for o in (0.8,0.8,0.8,hue)), p=jitter_p)
     if grey: steps['grey'] = ColourDrop(grey)
     if blur: steps['blur'] = Blur((0.1,max(0.1, size/112)))
     if sobel: steps['sobel'] = Sobel(p=0.2)

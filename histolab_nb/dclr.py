@@ -19,6 +19,12 @@ Every number of the method is a field of `DclrRecipe`. The paper leaves many out
 patch gets the share of tumour in it and a label by the paper's rule: 1 if at least `share` of it is tumour, 0 if at least `share` is
 not, and -1 (mixed) in between. The labels are for judging; training never sees them.
 
+### Four methods, four sets of views
+
+SimCLR, MoCo and MoCo-v2 were made for photographs, and their views say what does not matter in a photograph: how large a dog is (crops of 8 or 20 % to 100 % of the area, each
+brought to one size), what colour it has, whether it looks left or right. `published` holds what each of the three papers states, as changes of the recipe. `method_recipe` applies it, with the views
+or without them: then only the method itself is exchanged.
+
 DU-Net adds "an extra fully convolution layer" to the U-Net. The paper does not say where; the recipe puts it at the bottom (`extra` of them), and `depth` makes
 the staircase deeper, which is the other reading of its name. The embedding is the average over a feature map: the one at the bottom, or the decoder's last
 one (`pool`). If it is taken at the bottom, the climb up has no part in the loss and is not built.
@@ -28,9 +34,17 @@ one (`pool`). If it is taken at the bottom, the climb up has no part in the loss
 The loss does not look at the embedding $h$ itself but at $z = W_2\,\sigma(W_1 h)$, a small network's view of it. After training the head is thrown away: it absorbs
 what the game wants forgotten, and $h$ keeps more of what is useful.
 
+### Where the negatives come from
+
+What tells the methods apart, besides their views, is where the wrong answers come from. Each is a callback of a few lines that gives the learner its loss. For DCLR and `SimCLR` they are the other views of the batch: there is
+nothing to add. `MoCo` keeps them from earlier batches, so that there can be many with a small batch. For this the old keys must still be comparable with the new ones. So a second network makes them, the *momentum encoder*: it gets no gradient, and
+follows the first one slowly.
+
+In validation all methods are asked the same, in-batch question, so that their curves can be compared.
+
 #### The learner
 
-`dclr_learner` is a plain fastai `Learner`. The method is in its loss and in one callback, which turns a batch into its two views. Stochastic gradient
+`dclr_learner` is a plain fastai `Learner`. The method is in two callbacks: one turns a batch into its two views, the other says where the negatives come from. Stochastic gradient
 descent "with an adaptive learning rate" is fastai's `ReduceLROnPlateau`, and `EarlyStoppingCallback` watches the label-free accuracy.
 With a `folder`, a checkpoint is kept, and the same call goes on where a killed run stopped.
 
@@ -47,42 +61,114 @@ one linear layer learns from labelled patches. That is no longer unsupervised, b
 
 `dclr_predict` does all of it: tissue, patches, encoder, clusters, map, CRF. With a `folder` it goes on where it was killed.
 
+### What every method is given
+
+A `Task` is a data set as all methods see it: training samples, from which they learn without labels, and test samples. A sample is a slide with its truth and its patches, or patches alone.
+
+### Three kinds of tissue
+
+The paper's slides are private: basal cell carcinoma (BCC), squamous cell carcinoma (SCC), and what the authors call SKC. **They are not here, and nothing below is a result on them.** In their place stand three kinds of
+phantom tissue with exact truth. They differ in what also differs among the three tumours: how large the cells are, and how they grow. In all three the tumour has the colours of the normal tissue.
+
+### The recipe of a data set
+
+`table_recipe` gives what a data set wants: the resolution, the size of patch and view, the CRF's window. At `tiny` and `small` the network is narrow and sees a few hundred batches; at `paper` it has the width
+of a U-Net and ten times as many. The learning rate, the queue and the momentum were chosen on phantom slides of the kind *nests* that are not used here (seeds 100 to 112), what is special to GlaS on its training images.
+
+### The data sets
+
+`make_task` builds any of them by its name. Slides and pictures are written once, as small pyramids, into a folder, so that all rows read the same.
+
+### Networks that are told the answer
+
+The abstract says that unsupervised DCLR is "even better than some popular supervised networks", but no table has one. So here are two, with the same encoder and the same number of steps. The first learns to *classify patches* from the labels of the pure ones. It goes through the
+same augmentations and is the control for the paper's claim about them.
+
+### A row of the tables
+
+`dclr_systems` names everything that can stand in the tables, and how the recipe changes for it: the four methods as published; the same methods with the views of DCLR, so that only the method is exchanged; the networks that are told the answer; what needs no training;
+and the ablations.
+
+### Three tables from one command
+
+`dclr_tables` runs what is missing and gives the paper's three tables, each twice: with the clusters as classifier, and with the linear probe, since the paper does not say which it used.
+
 Docs: https://histolab-nb.github.io/histolab_nb/papers/dclr.html.md"""
 
 # AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/papers/10_dclr.ipynb.
 
 # %% auto #0
-__all__ = ['DclrRecipe', 'find_tissue', 'Patches', 'box_share', 'cut_patches', 'join_patches', 'dclr_aug', 'conv_bn', 'DUNet',
-           'DCLR', 'NTXent', 'twin_accuracy', 'border_weights', 'dclr_dls', 'dclr_learner', 'dclr_fit', 'embed',
-           'PatchClusters', 'neighbours', 'coherent_axes', 'LinearProbe', 'dclr_model', 'block_map', 'true_map',
-           'dclr_crf', 'Segmentation', 'crf_map', 'dclr_predict', 'ColourFeatures', 'Constant', 'Chance',
-           'ColourThreshold', 'dclr_evaluate', 'summary']
+__all__ = ['published', 'view_fields', 'phantom_looks', 'task_changes', 'tissue_kinds', 'view_ablations', 'number_ablations',
+           'dclr_systems', 'ContrastRecipe', 'DclrRecipe', 'find_tissue', 'Patches', 'box_share', 'cut_patches',
+           'join_patches', 'dclr_aug', 'method_recipe', 'conv_bn', 'DUNet', 'DCLR', 'NTXent', 'info_nce',
+           'twin_accuracy', 'alignment', 'uniformity', 'spread', 'border_weights', 'dclr_dls', 'SimCLR', 'MoCo',
+           'contrast', 'dclr_learner', 'dclr_fit', 'embed', 'PatchClusters', 'neighbours', 'coherent_axes',
+           'LinearProbe', 'dclr_model', 'block_map', 'true_map', 'dclr_crf', 'Segmentation', 'crf_map', 'patch_map',
+           'dclr_predict', 'ColourFeatures', 'Constant', 'Chance', 'ColourThreshold', 'patch_canvas', 'known_map',
+           'found_in', 'dclr_evaluate', 'summary', 'learn_crf', 'Task', 'table_recipe', 'slide_sample', 'phantom_task',
+           'picture_samples', 'glas_task', 'read_idc', 'idc_task', 'queensland_task', 'make_task', 'labelled_learner',
+           'told_learner', 'cut_map', 'pixel_dls', 'Outliner', 'outlines', 'outline_learner', 'system_recipe',
+           'features_of', 'system_models', 'save_row', 'dclr_row', 'row_folder', 'row_is_done', 'dclr_grid',
+           'crf_variants', 'crf_row', 'dclr_board', 'dclr_boards', 'data_sets_here', 'dclr_tables']
 
-# %% ../nbs/papers/10_dclr.ipynb #cc8ca2c8
-from dataclasses import dataclass
+# %% ../nbs/papers/10_dclr.ipynb #2c0f7ab1
+import hashlib, json, multiprocessing, re, time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from itertools import chain
 import numpy as np, pandas as pd, torch
 from fastai.basics import *
+from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import *
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau
 from scipy import linalg, ndimage as ndi
+from PIL import Image
 from scipy.spatial import cKDTree
 from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
+from . import ledger
 from .core import *
+from .ledger import *
 from .slides import *
 from .stain import *
 from .metrics import *
 from .plots import *
 from .phantom import *
+from .datasets import *
 from .augment import *
 from .postprocess import *
 from .training import *
 from .inference import *
 
-# %% ../nbs/papers/10_dclr.ipynb #58cc5697
+# %% ../nbs/papers/10_dclr.ipynb #4eed40ad
 @dataclass
-class DclrRecipe(Recipe):
+class ContrastRecipe(Recipe):
+    "The numbers of the views and of the contrastive loss; defaults are the paper's, a star marks what it leaves open"
+    method:str = 'DCLR' # 'DCLR' or 'SimCLR': the batch holds the negatives; 'MoCo' or 'MoCo-v2': a queue does
+    jitter:float = 0.6 # strength of the colour distortion (Sec. 2.1, strength *)
+    jitter_p:float = 0.8 # chance that a view's colours are distorted *
+    hue:float = 0.2 # range of the hue at strength 1, share of a full turn *
+    grey:float = 0.2 # chance that a view loses its colour (Sec. 2.1, chance *)
+    crop:tuple = (0.2,0.4) # area share of the random crop, from and to (Sec. 2.1, share *)
+    view:int = 112 # side of a view, px; a crop is resized to it; 0 is the side of the patch *
+    blur:bool = True # Gaussian blur (Sec. 2.1)
+    cutout:bool = True # cutout (Sec. 2.1)
+    sobel:bool = False # Sobel filtering, named in Sec. 2.1, not in Fig. 2
+    flip:bool = True # flips (Fig. 2)
+    upright:bool = False # mirror left to right only, as photographs are?
+    head:str = 'mlp' # projection head: 'mlp' with one hidden layer (Sec. 2.2), or 'linear'
+    hidden:int = 128 # width of the projection head's hidden layer; 0 is that of the embedding *
+    out:int = 128 # width of its output *
+    tau:float = 0.2 # temperature of the contrastive loss, Eq. 2 (value *)
+    queue:int = 65536 # keys that MoCo keeps (He et al. 2020)
+    key_momentum:float = 0.999 # how much of itself MoCo's key encoder keeps at a step (He et al. 2020)
+    bn_groups:int = 2 # parts of a shuffled batch whose keys are computed apart, MoCo's shuffled batch norm on one device *
+
+# %% ../nbs/papers/10_dclr.ipynb #48b5530c
+@dataclass
+class DclrRecipe(ContrastRecipe):
     "Every number of DCLR; defaults are the paper's, a star marks what it leaves open"
     mpp:float = 0.5 # resolution of the patches, um/px *
     patch:int = 512 # side of a patch at `mpp`, px (Sec. 3.2)
@@ -92,21 +178,10 @@ class DclrRecipe(Recipe):
     share:float = 0.75 # part of a patch that must carry one label (Sec. 3.2)
     background:str = 'otsu' # how white is told from tissue: 'otsu', 'hsv', or 'none' where all is tissue (Sec. 3.2)
     min_tissue:float = 0.5 # part of a patch that must not be background *
-    jitter:float = 0.6 # strength of the colour distortion (Sec. 2.1, strength *)
-    grey:float = 0.2 # chance that a view loses its colour (Sec. 2.1, chance *)
-    crop:tuple = (0.2,0.4) # area share of the random crop, from and to (Sec. 2.1, share *)
-    view:int = 112 # side of a view, px; a crop is resized to it *
-    blur:bool = True # Gaussian blur (Sec. 2.1)
-    cutout:bool = True # cutout (Sec. 2.1)
-    sobel:bool = False # Sobel filtering, named in Sec. 2.1, not in Fig. 2
-    flip:bool = True # flips (Fig. 2)
     width:int = 64 # channels of the first level of the DU-Net *
     depth:int = 4 # levels below the first *
     extra:int = 1 # additional fully convolutional layers (Sec. 1, place *)
     pool:str = 'bottleneck' # where the embedding is pooled, 'bottleneck' or 'decoder' *
-    hidden:int = 128 # width of the projection head's hidden layer *
-    out:int = 128 # width of its output *
-    tau:float = 0.2 # temperature of the contrastive loss, Eq. 2 (value *)
     batch_size:int = 64 # patches a batch, two views each (Sec. 3.3)
     lr:float = 0.001 # learning rate (Sec. 3.3)
     momentum:float = 0.9 # of SGD *
@@ -131,12 +206,11 @@ class DclrRecipe(Recipe):
     seed:int = 42 # of everything random
     side:int = 8192 # side of the phantom slides, px at `mpp`
 
-# %% ../nbs/papers/10_dclr.ipynb #7ba1d184
-DclrRecipe._scales = dict(
-    tiny=dict(patch=128, stride=64, predict_stride=128, input=128, view=64, crop=(0.2,0.35), cutout=False, width=8, lr=0.06, schedule='one_cycle',
-        epochs=20, coherent=4, crf_filter=21, crf_blur=1, crf_theta=6., crf_colour=0.3, crf_mix=0.7, crf_mean=True, side=3072),
-    small=dict(patch=128, stride=64, predict_stride=64, input=128, view=64, crop=(0.2,0.35), cutout=False, width=16, lr=0.06, schedule='one_cycle',
-        epochs=40, coherent=4, crf_filter=21, crf_blur=1, crf_theta=6., crf_colour=0.3, crf_mix=0.7, crf_mean=True, side=4096))
+# %% ../nbs/papers/10_dclr.ipynb #393521c7
+DclrRecipe._scales = dict(tiny=dict(width=8, predict_stride=128, epochs=20, side=3072), small=dict(width=16, predict_stride=64, epochs=40, side=4096))
+for o in DclrRecipe._scales.values():
+    o |= dict(patch=128, stride=64, input=128, view=64, crop=(0.2,0.35), cutout=False, queue=1024, key_momentum=0.99, lr=0.06, schedule='one_cycle')
+    o |= dict(coherent=4, crf_filter=21, crf_blur=1, crf_theta=6., crf_colour=0.3, crf_mix=0.7, crf_mean=True)
 
 # %% ../nbs/papers/10_dclr.ipynb #f0033577
 def find_tissue(
@@ -196,14 +270,31 @@ def join_patches(
     "The patches of all slides as one"
     return Patches(np.concatenate([p.images for p in parts]), pd.concat([p.table for p in parts], ignore_index=True))
 
-# %% ../nbs/papers/10_dclr.ipynb #c11c49a9
+# %% ../nbs/papers/10_dclr.ipynb #f00d8fc1
 def dclr_aug(
     recipe, # `DclrRecipe`
 )->nn.Module: # float (B,3,H,W) in [0,1] to float (2B,3,H,W); views i and i+B belong together
     "The two-view augmentation of Sec. 2.1 and Fig. 2"
     r = recipe
-    steps = contrastive_aug(r.view, scale=r.crop, flip=r.flip, jitter=r.jitter, grey=r.grey, blur=r.blur, cutout=r.cutout, sobel=r.sobel)
+    steps = contrastive_aug(r.view or r.input, r.crop[0]<1, r.flip, r.upright, r.jitter, r.jitter_p, r.hue, r.grey, r.blur, r.sobel, r.cutout, scale=r.crop)
     return TwoViews(steps)
+
+# %% ../nbs/papers/10_dclr.ipynb #e6aacafa
+published = dict( # what the papers of the methods state, as changes of the recipe
+    DCLR=dict(),
+    SimCLR=dict(crop=(0.08,1.), jitter=1., jitter_p=0.8, hue=0.2, grey=0.2, blur=True, upright=True, cutout=False, sobel=False, hidden=0, tau=0.1),
+    MoCo=dict(crop=(0.2,1.), jitter=0.5, jitter_p=1., hue=0.8, grey=0.2, blur=False, upright=True, cutout=False, sobel=False, head='linear', tau=0.07))
+published['MoCo-v2'] = published['MoCo'] | dict(jitter_p=0.8, hue=0.2, blur=True, head='mlp', hidden=0, tau=0.2)
+view_fields = 'crop','jitter','jitter_p','hue','grey','blur','upright','cutout','sobel'
+
+def method_recipe(
+    method:str, # one of `published`
+    recipe, # `DclrRecipe`
+    views:bool=True, # with the views of the method, or those of the recipe?
+)->DclrRecipe:
+    "The recipe of a method"
+    if method not in published: raise DataError(f'there is no method {method!r}', fix=f'Choose one of {", ".join(published)}')
+    return replace(recipe, method=method, **{k:v for k,v in published[method].items() if views or k not in view_fields})
 
 # %% ../nbs/papers/10_dclr.ipynb #bfe9af79
 def conv_bn(
@@ -254,7 +345,7 @@ def forward(self:DUNet, x):
     "The embedding h, float (B,d)"
     return self.maps(x).mean((2,3))
 
-# %% ../nbs/papers/10_dclr.ipynb #c3f8bb0a
+# %% ../nbs/papers/10_dclr.ipynb #d8d931a5
 class DCLR(nn.Module):
     "Encoder and projection head: z = W2 relu(W1 h) (Sec. 2.2)"
     def __init__(self,
@@ -263,7 +354,8 @@ class DCLR(nn.Module):
         super().__init__()
         r = recipe
         self.encoder = DUNet(r.width, r.depth, r.extra, r.pool)
-        self.head = nn.Sequential(nn.Linear(self.encoder.d, r.hidden), nn.ReLU(), nn.Linear(r.hidden, r.out))
+        d,n = self.encoder.d,r.hidden or self.encoder.d
+        self.head = nn.Sequential(nn.Linear(d, n), nn.ReLU(), nn.Linear(n, r.out)) if r.head=='mlp' else nn.Linear(d, r.out)
 
     def forward(self, x): return self.head(self.encoder(x))
 
@@ -285,6 +377,18 @@ class NTXent(nn.Module):
         twin = torch.arange(len(z), device=z.device).roll(len(z)//2)
         return F.cross_entropy(s, twin)
 
+# %% ../nbs/papers/10_dclr.ipynb #02c8a4dc
+def info_nce(
+    q, # queries, float (N,d)
+    keys, # their keys, float (N,d), of length 1
+    queue, # keys of others, float (K,d), of length 1
+    tau:float=0.07, # temperature
+): # scalar
+    "Cross-entropy of finding the key of each query among all of the queue (He et al. 2020, Eq. 1)"
+    q = F.normalize(q.float(), dim=1)
+    s = torch.cat([(q*keys).sum(1, keepdim=True), q@queue.T], 1)/tau
+    return F.cross_entropy(s, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
 # %% ../nbs/papers/10_dclr.ipynb #8279b9d1
 def twin_accuracy(
     z, # float (2N,d); rows i and i+N are a positive pair
@@ -294,6 +398,25 @@ def twin_accuracy(
     z = F.normalize(z.float(), dim=1)
     best = (z@z.T).fill_diagonal_(-torch.inf).argmax(1)
     return (best==torch.arange(len(z), device=z.device).roll(len(z)//2)).float().mean()
+
+# %% ../nbs/papers/10_dclr.ipynb #0ef45ad7
+def alignment(
+    z, # float (2N,d); rows i and i+N are a positive pair
+    *_, # labels, ignored
+): # scalar, 0 to 4
+    "Mean squared distance of the twins on the sphere"
+    a,b = F.normalize(z.float(), dim=1).chunk(2)
+    return (a-b).square().sum(1).mean()
+
+def uniformity(z, *_): # scalar, at most 0
+    "Logarithm of the mean of exp(-2 d^2) over the pairs of one view of each patch"
+    a,_ = F.normalize(z.float(), dim=1).chunk(2)
+    return torch.pdist(a).square().mul(-2).exp().mean().log()
+
+def spread(z, *_): # scalar, about 0 to 1
+    "Standard deviation of the normalised embedding, times the root of its width"
+    z = F.normalize(z.float(), dim=1)
+    return z.std(0).mean()*z.shape[1]**0.5
 
 # %% ../nbs/papers/10_dclr.ipynb #e33054fd
 def border_weights(
@@ -340,21 +463,94 @@ def dclr_dls(
         for i,p in enumerate(parts)]
     return DataLoaders(*dls, device=device or get_device())
 
-# %% ../nbs/papers/10_dclr.ipynb #0ff2d588
+# %% ../nbs/papers/10_dclr.ipynb #61f33616
+class SimCLR(Callback):
+    "The other views of the batch are the negatives (Chen et al. 2020, and DCLR)"
+    def __init__(self,
+        recipe, # `DclrRecipe`
+    ): self.in_batch = NTXent(recipe.tau)
+
+    def before_fit(self): self.learn.loss_func = self.in_batch
+
+class MoCo(Callback):
+    "Keys of earlier batches, made by an encoder that follows slowly, are the negatives (He et al. 2020)"
+    order = MixedPrecision.order+1 # after the views are made, and in the precision of the queries
+    def __init__(self,
+        recipe, # `DclrRecipe`
+    ):
+        r = recipe
+        self.size,self.width,self.m,self.groups,self.tau,self.in_batch = r.queue,r.out,r.key_momentum,r.bn_groups,r.tau,NTXent(r.tau)
+
+    def before_fit(self):
+        self.key,self.at = deepcopy(self.model).requires_grad_(False).train(),0
+        self.queue = F.normalize(torch.randn(self.size, self.width, device=self.dls.device), dim=1)
+        self.learn.loss_func = self.contrast
+
+    def contrast(self, z, *_): return info_nce(z, self.keys, self.queue, self.tau) if self.training else self.in_batch(z)
+
+# %% ../nbs/papers/10_dclr.ipynb #76598972
+@patch
+@torch.no_grad()
+def follow(self:MoCo):
+    "One step of the momentum encoder: m times itself plus 1-m times the trained one"
+    for k,q in zip(self.key.parameters(), self.model.parameters()): k.lerp_(q, 1-self.m)
+
+@patch
+def push(self:MoCo,
+    keys, # float (N,d), of length 1
+):
+    "The newest keys take the places of the oldest"
+    self.queue[torch.arange(self.at, self.at+len(keys), device=keys.device)%self.size] = keys
+    self.at = (self.at+len(keys))%self.size
+
+# %% ../nbs/papers/10_dclr.ipynb #ffaef46f
+@patch
+@torch.no_grad()
+def make_keys(self:MoCo,
+    x, # second views, float (N,3,H,W)
+)->torch.Tensor: # float (N,d), of length 1
+    "Keys of the momentum encoder, in parts of a shuffled batch"
+    order = torch.randperm(len(x), device=x.device)
+    z = torch.cat([self.key(o) for o in x[order].chunk(self.groups)])
+    return F.normalize(z[order.argsort()].float(), dim=1)
+
+@patch
+def before_batch(self:MoCo):
+    if not self.training: return
+    if len(self.x)//2>self.size: raise DataError(f'a queue of {self.size} keys is shorter than a batch of {len(self.x)//2}', fix='Use a longer queue')
+    queries,keys = self.x.chunk(2)
+    self.follow()
+    self.keys,self.learn.xb = self.make_keys(keys),(queries,)
+
+@patch
+def after_batch(self:MoCo):
+    if self.training: self.push(self.keys)
+
+# %% ../nbs/papers/10_dclr.ipynb #70fbf3d4
+def contrast(
+    recipe, # `DclrRecipe`
+)->Callback:
+    "The callback of the recipe's method"
+    found = {'DCLR':SimCLR, 'SimCLR':SimCLR, 'MoCo':MoCo, 'MoCo-v2':MoCo}
+    if recipe.method not in found: raise DataError(f'there is no method {recipe.method!r}', fix=f'Choose one of {", ".join(found)}')
+    return found[recipe.method](recipe)
+
+# %% ../nbs/papers/10_dclr.ipynb #93f2d8ce
 def dclr_learner(
     dls, # of `dclr_dls`
     recipe, # `DclrRecipe`
     folder=None, # where to keep a checkpoint; none if not given
     cbs=None, # more callbacks
 )->Learner:
-    "A learner that trains `DCLR` by contrast (Sec. 2.2 and 3.3)"
+    "A learner that trains `DCLR` by contrast, with the method of the recipe (Sec. 2.2 and 3.3)"
     r = recipe
     set_seed(r.seed)
-    cbs = [*L(cbs), DeviceAugment(dclr_aug(r), valid=True), Monitor(), StopOnNaN(), *speedups(dls.device)]
+    cbs = [*L(cbs), DeviceAugment(dclr_aug(r), valid=True), contrast(r), Monitor(), StopOnNaN(), *(speedups(dls.device) or [ChannelsLast()])]
+    watch = [twin_accuracy, alignment, uniformity, spread]
     if r.schedule=='plateau': cbs += [ReduceLROnPlateau(monitor='valid_loss', patience=max(r.patience//4, 2), factor=3),
         EarlyStoppingCallback(monitor='twin_accuracy', patience=r.patience)]
     if folder: cbs.append(Checkpoint(folder, recipe=r))
-    return Learner(dls, DCLR(r), loss_func=NTXent(r.tau), opt_func=partial(SGD, mom=r.momentum), lr=r.lr, wd=r.wd, metrics=twin_accuracy, cbs=cbs)
+    return Learner(dls, DCLR(r), loss_func=noop, opt_func=partial(SGD, mom=r.momentum), lr=r.lr, wd=r.wd, metrics=watch, cbs=cbs)
 
 def dclr_fit(
     learn, # of `dclr_learner`
@@ -529,7 +725,23 @@ def crf_map(
     smooth = np.where(m.covered, crf.smooth(prob, m.image(slide)), np.nan).astype(np.float32)
     return SlideMap(smooth, m.scale_xy, m.dims, m.slide_mpp, m.slide, m.names)
 
-# %% ../nbs/papers/10_dclr.ipynb #3e6c0b22
+# %% ../nbs/papers/10_dclr.ipynb #b9c182ba
+def patch_map(
+    model, # module from float (B,3,S,S) to probabilities (B,C), or (B,C,h,w) with pixels of `map_mpp`
+    slide, # `Slide`
+    recipe, # `DclrRecipe`
+    folder=None, # for notes that let a killed prediction go on
+    progress:bool=True, # show a bar
+)->SlideMap: # NaN where there is no tissue
+    "The patches' classes at their places on the slide (Sec. 3.4)"
+    r,k = recipe,recipe.input/recipe.patch
+    tissue = find_tissue(slide, r)
+    m = predict_slide(slide, model, r.input, r.mpp/k, round(r.predict_stride*k), mask=tissue, min_tissue=r.min_tissue/2, out=folder, progress=progress)
+    m = block_map(m, r.map_mpp)
+    m.prob[:,~true_map(tissue, m)] = np.nan
+    return m
+
+# %% ../nbs/papers/10_dclr.ipynb #62231e41
 def dclr_predict(
     model, # module from float (B,3,S,S) to probabilities (B,C)
     slide, # `Slide`
@@ -539,12 +751,8 @@ def dclr_predict(
     progress:bool=True, # show a bar
 )->Segmentation:
     "The map of a slide, before and after the CRF"
-    r,k = recipe,recipe.input/recipe.patch
-    tissue = find_tissue(slide, r)
-    m = predict_slide(slide, model, r.input, r.mpp/k, round(r.predict_stride*k), mask=tissue, min_tissue=r.min_tissue/2, out=folder, progress=progress)
-    before = block_map(m, r.map_mpp)
-    before.prob[:,~true_map(tissue, before)] = np.nan
-    return Segmentation(before, crf_map(before, slide, crf or dclr_crf(r, len(m.prob))))
+    before = patch_map(model, slide, recipe, folder, progress)
+    return Segmentation(before, crf_map(before, slide, crf or dclr_crf(recipe, len(before.prob))))
 
 # %% ../nbs/papers/10_dclr.ipynb #f2bb0354
 class ColourFeatures(nn.Module):
@@ -593,24 +801,61 @@ class ColourThreshold(nn.Module):
 
     def forward(self, x): return F.one_hot(((self.amount(x)-self.cut)*self.sign>0).long(), 2)*0.6+0.2
 
-# %% ../nbs/papers/10_dclr.ipynb #5e08f6f8
+# %% ../nbs/papers/10_dclr.ipynb #6bd55d58
+def patch_canvas(
+    source, # `Patches` of one patient, on a grid, all with a label
+    prob, # their probabilities, float (N,C)
+    side:int=4, # px of the canvas per patch
+)->tuple: # prob float32 (C,h,w), where there is a patch bool (h,w), picture uint8 (h,w,3), truth bool (h,w)
+    "Patches at their places"
+    t = source.table
+    col,row = (np.rint((t[k]-t[k].min())/t.w0).astype(int).to_numpy()*side for k in 'xy')
+    full = row.max()+side,col.max()+side
+    p,there,truth = np.full((prob.shape[1], *full), 1/prob.shape[1], np.float32),np.zeros(full, bool),np.zeros(full, bool)
+    picture = np.full((*full, 3), 255, np.uint8)
+    for i,(y,x) in enumerate(zip(row, col)):
+        at = slice(y, y+side),slice(x, x+side)
+        p[:,*at],there[at],truth[at] = prob[i][:,None,None],True,source.labels[i]==1
+        picture[at] = np.array(Image.fromarray(source.images[i]).resize((side,side), Image.Resampling.BOX))
+    return p,there,picture,truth
+
+# %% ../nbs/papers/10_dclr.ipynb #b0893472
+def known_map(
+    model, # module from float (B,3,S,S) to probabilities (B,C)
+    sample, # (`Slide`, truth (H,W) with tumour above 0, `Patches`); without slide and truth, patches with places
+    recipe, # `DclrRecipe`
+)->tuple: # as of `patch_canvas`
+    "A sample's probabilities, where they are, its picture and its truth, at the resolution of the CRF"
+    slide,truth,known = sample
+    if slide is None: return patch_canvas(known, embed(model, known))
+    m = patch_map(model, slide, recipe, progress=False)
+    return np.where(m.covered, m.prob, 1/len(m.prob)).astype(np.float32),m.covered,m.image(slide),true_map(np.asarray(truth)>0, m)
+
+def found_in(
+    prob, # float (C,h,w)
+    covered, # bool (h,w)
+)->np.ndarray: # bool (h,w)
+    "Where the map says tumour"
+    return (prob.argmax(0)==1) & covered
+
+# %% ../nbs/papers/10_dclr.ipynb #f892076d
 def dclr_evaluate(
-    model, # module from float (B,3,S,S) to probabilities (B,2)
-    samples, # list of (`Slide`, truth as bool (H,W), `Patches` or none)
+    model, # module from float (B,3,S,S) to probabilities (B,2), or (B,2,h,w)
+    samples, # list of (`Slide`, truth, `Patches` or none); see `known_map`
     recipe, # `DclrRecipe`
     crf=None, # `ConvCRF`; the recipe's if none
 )->pd.DataFrame: # a row a slide: accuracy, dice_before, dice_after, and tp, fp, fn for both
     "Patch accuracy, and Dice of the tumour region before and after the CRF"
-    rows = []
+    rows,crf = [],crf or dclr_crf(recipe)
     for slide,truth,known in samples:
-        known = known or cut_patches(slide, recipe, truth, recipe.predict_stride, progress=False)
-        pred,ok = embed(model, known).argmax(1),known.labels>=0
-        seg = dclr_predict(model, slide, recipe, crf, progress=False)
-        t = true_map(truth, seg.before)
-        row = dict(slide=Path(slide.path).stem, accuracy=accuracy(pred[ok], known.labels[ok]) if ok.any() else np.nan, patches=int(ok.sum()))
-        for name,m in (('before', seg.before), ('after', seg.after)):
-            s = counts(m.labels()==1, t)
-            row |= {f'dice_{name}':dice(m.labels()==1, t), **{f'{k}_{name}':v for k,v in s.items()}}
+        known = known or cut_patches(slide, recipe, np.asarray(truth)>0, recipe.predict_stride, progress=False)
+        p,ok = embed(model, known),known.labels>=0
+        pred = (p.mean((2,3)) if p.ndim==4 else p).argmax(1)
+        prob,covered,image,t = known_map(model, (slide,truth,known), recipe)
+        row = dict(slide=known.table.slide.iloc[0], accuracy=accuracy(pred[ok], known.labels[ok]) if ok.any() else np.nan, patches=int(ok.sum()))
+        for name,q in (('before', prob), ('after', crf.smooth(prob, image))):
+            s = counts(found_in(q, covered), t)
+            row |= {f'dice_{name}':dice(found_in(q, covered), t), **{f'{k}_{name}':v for k,v in s.items()}}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -624,6 +869,493 @@ def summary(
         tp,fp,fn = (table[f'{o}_{k}'].sum() for o in ('tp','fp','fn'))
         res |= {f'dice_{k}':table[f'dice_{k}'].mean(), f'pooled_{k}':2*tp/max(2*tp+fp+fn, 1)}
     return res
+
+# %% ../nbs/papers/10_dclr.ipynb #313d7780
+def learn_crf(
+    model, # module from float (B,3,S,S) to probabilities (B,2)
+    samples, # list of training samples, see `known_map`
+    recipe, # `DclrRecipe`
+    epochs:int=10, # rounds over all maps
+)->tuple: # `ConvCRF`, the loss of each round
+    "A CRF whose scales, weights and mix were learnt by back-propagation (Sec. 2.3)"
+    maps,crf = [known_map(model, s, recipe) for s in samples],dclr_crf(recipe)
+    probs,_,images,truths = zip(*maps)
+    return crf,crf.fit(probs, [o.transpose(2,0,1).astype(np.float32) for o in images], [o.astype(np.int64) for o in truths], epochs)
+
+# %% ../nbs/papers/10_dclr.ipynb #2ce4e369
+@dataclass
+class Task:
+    "A data set as every method is given it"
+    name:str # for the ledger
+    recipe:DclrRecipe # what all rows have in common
+    train:list # of samples (`Slide`, truth (H,W), `Patches`); slide and truth are none where there are only patches
+    test:list # likewise
+    split:str # what the test samples are called in the ledger
+
+    @property
+    def patches(self): return join_patches([p for *_,p in self.train])
+
+# %% ../nbs/papers/10_dclr.ipynb #d35e1d0d
+phantom_looks = dict( # how the tissue of each kind differs from the phantom's preset without a difference in colour
+    nests=replace(shared_look, tumour_um=300., septum_um=12., tumour_area=34., tumour_cells=0.95),
+    cells=replace(shared_look, tumour_um=450., septum_um=7., tumour_area=62., tumour_lumen=2.6),
+    sheets=replace(shared_look, tumour_um=600., septum_um=5., tumour_area=38., tumour_lumen=1.6))
+
+# %% ../nbs/papers/10_dclr.ipynb #3906e45a
+task_changes = dict( # what a data set wants
+    phantom=dict(side=2048, epochs=16),
+    GlaS=dict(mpp=0.62, stride=96, background='none', jitter=0.2, grey=0., coherent=0, clusters=16, map_mpp=4., crf_filter=11, crf_theta=3., crf_colour=3., epochs=8),
+    IDC=dict(input=48, view=32, crop=(0.3,0.8), depth=3, jitter=0.2, grey=0., coherent=0, crf_filter=9, crf_theta=2.5, epochs=40),
+    Queensland=dict(mpp=1., background='hsv', map_mpp=16., epochs=16))
+tissue_kinds = {'phantom nests':'phantom', 'phantom cells':'phantom', 'phantom sheets':'phantom', 'GlaS':'GlaS', 'IDC':'IDC',
+    'BCC':'Queensland', 'SCC':'Queensland', 'IEC':'Queensland'}
+
+def table_recipe(
+    name:str, # of a data set, one of `tissue_kinds`
+    scale:str|None=None, # 'tiny', 'small' or 'paper'
+    seed:int=42, # of training
+)->DclrRecipe:
+    "The recipe that all rows of a data set have in common"
+    if name not in tissue_kinds: raise DataError(f'there is no data set {name!r}', fix=f'Choose one of {", ".join(tissue_kinds)}')
+    r = DclrRecipe.at('small', seed=seed, **task_changes[tissue_kinds[name]])
+    return replace(r, **dict(tiny=dict(width=4, epochs=max(1, r.epochs//8)), small=dict(width=8), paper=dict(width=64, epochs=10*r.epochs))[get_scale(scale)])
+
+# %% ../nbs/papers/10_dclr.ipynb #dc64aace
+def slide_sample(
+    path, # of a slide
+    truth, # (H,W), tumour above 0
+    recipe, # `DclrRecipe`
+    stride:int|None=None, # see `cut_patches`
+)->tuple: # a sample of `Task`
+    "A slide, its truth and its patches"
+    return Slide(path),truth,cut_patches(Slide(path), recipe, np.asarray(truth)>0, stride, progress=False)
+
+def phantom_task(
+    kind:str, # one of `phantom_looks`
+    recipe, # `DclrRecipe`
+    folder, # where the slides are, or will be
+)->Task:
+    "Two phantom slides to learn from, three to be judged on"
+    def sample(i, stride):
+        path = out_folder(folder)/f'{kind}_{recipe.side}_{i}.tif'
+        if not path.with_suffix('.json').exists(): phantom_slide(path, recipe.side, recipe.side, recipe.mpp, seed=i, look=phantom_looks[kind])
+        return slide_sample(path, np.array(Image.open(path.with_suffix('.truth.png')))>0, recipe, stride)
+    return Task(f'phantom {kind}', recipe, [sample(i, None) for i in (30,31)], [sample(i, recipe.predict_stride) for i in (40,41,42)], 'test slides')
+
+# %% ../nbs/papers/10_dclr.ipynb #3162dece
+def picture_samples(
+    samples, # list of `Sample`
+    truths, # function of a `Sample` that gives its truth (H,W), tumour above 0
+    recipe, # `DclrRecipe`
+    folder, # where their slides are, or will be
+    mpp:float, # their resolution, um/px
+    stride:int|None=None, # see `cut_patches`
+)->list: # of samples of `Task`
+    "Pictures as small slides, with truth and patches"
+    res = []
+    for s in samples:
+        path = out_folder(folder)/f'{s.name}.tif'
+        if not path.exists(): write_slide(s.image, path, mpp, quality=95, subsampling='4:4:4')
+        res.append(slide_sample(path, truths(s), recipe, stride))
+    return res
+
+def glas_task(
+    recipe, # `DclrRecipe`
+    folder, # where the slides are, or will be
+    path=None, # folder of GlaS; `data_folder('glas')` if none
+)->Task:
+    "GlaS with glands as tumour"
+    parts = [[s for s in glas(path) if (s.split=='train')==first] for first in (True, False)]
+    train,test = (picture_samples(o, lambda s: s.instances, recipe, Path(folder)/k, recipe.mpp) for o,k in zip(parts, ('train','test')))
+    return Task('GlaS', recipe, train, test, f'test ({len(test)} of 80 images)')
+
+# %% ../nbs/papers/10_dclr.ipynb #e8d291be
+def read_idc(
+    recipe, # `DclrRecipe`
+    path=None, # folder of the data set; `data_folder('idc')` if none
+)->Patches:
+    "All whole patches of IDC with label, patient and place"
+    root = dataset_root('idc', path)
+    found = [(f,m) for f in sorted(root.rglob('*_class?.png'), key=lambda f: f.name) if (m := re.match(r'(\d+)_idx5_x(\d+)_y(\d+)_class([01])$', f.stem))]
+    if not found: raise DataError('there is nothing of IDC here', root, 'It should hold patches such as 10253_idx5_x1001_y1001_class0.png, in any folder')
+    ims = [Image.open(f).convert('RGB') for f,_ in found]
+    whole = [i for i,im in enumerate(ims) if im.size==(50,50)]
+    table = pd.DataFrame([found[i][1].groups() for i in whole], columns=['slide','x','y','label']).astype(dict(x=int, y=int, label=int)).assign(w0=50., h0=50.)
+    return Patches(np.stack([np.array(ims[i].resize((recipe.input,)*2, Image.Resampling.BILINEAR)) for i in whole]), table)
+
+def idc_task(
+    recipe, # `DclrRecipe`
+    path=None, # as for `read_idc`
+)->Task:
+    "IDC, a quarter of the patients for the test"
+    source = read_idc(recipe, path)
+    ids = np.random.default_rng(42).permutation(sorted(source.table.slide.unique()))
+    def part(some): return [(None, None, source[np.flatnonzero(source.table.slide==i)]) for i in some]
+    return Task('IDC', recipe, part(ids[len(ids)//4:]), part(ids[:len(ids)//4]), 'test patients')
+
+# %% ../nbs/papers/10_dclr.ipynb #edd654d8
+def queensland_task(
+    cancer:str, # 'BCC', 'SCC' or 'IEC'
+    recipe, # `DclrRecipe`
+    folder, # where the slides are, or will be
+    path=None, # folder of the data set; `data_folder('queensland')` if none
+    mpp:float|None=None, # resolution of its images, um/px
+)->Task:
+    "The sections of one cancer, four of five for training"
+    if mpp is None: raise DataError('the resolution of the Queensland sections does not stand in their files', fix='Say it: mpp, or --mpp on the command line')
+    found = [s for s in queensland(path, mpp) if s.info['cancer']==cancer]
+    if len(found)<5: raise DataError(f'there are {len(found)} sections of {cancer!r}, too few to divide', path, 'Check the folder and the name of the cancer')
+    order,n = np.random.default_rng(42).permutation(len(found)),round(0.8*len(found))
+    tumour = [i for i,k in enumerate(queensland_classes, 1) if k in ('BCC','SCC','IEC')]
+    def part(some): return picture_samples([found[i] for i in some], lambda s: np.isin(s.classes, tumour), recipe, Path(folder)/'sections', mpp)
+    train,test = part(order[:n]),part(order[n:])
+    return Task(cancer, recipe, train, test, 'test (20 % of the sections)')
+
+def make_task(
+    name:str, # one of `tissue_kinds`
+    recipe, # `DclrRecipe`
+    folder, # where slides are kept
+    mpp:float|None=None, # resolution of the Queensland sections, um/px
+)->Task:
+    "A data set by its name"
+    match tissue_kinds.get(name):
+        case 'phantom': return phantom_task(name.split()[1], recipe, Path(folder)/'phantom')
+        case 'GlaS': return glas_task(recipe, Path(folder)/'glas')
+        case 'IDC': return idc_task(recipe)
+        case 'Queensland': return queensland_task(name, recipe, Path(folder)/'queensland', mpp=mpp)
+    raise DataError(f'there is no data set {name!r}', fix=f'Choose one of {", ".join(tissue_kinds)}')
+
+# %% ../nbs/papers/10_dclr.ipynb #894298e8
+def labelled_learner(
+    source, # `Patches`; only those with a label count
+    recipe, # `DclrRecipe`
+    folder=None, # where to keep a checkpoint; none if not given
+)->Learner: # of a module from float (B,3,S,S) to logits (B,2)
+    "A learner that classifies patches by their labels, with one augmented view of each"
+    r = recipe
+    dls = dclr_dls(source[np.flatnonzero(source.labels>=0)], r)
+    set_seed(r.seed)
+    encoder = DUNet(r.width, r.depth, r.extra, r.pool)
+    return told_learner(dls, nn.Sequential(encoder, nn.Linear(encoder.d, 2)), F.cross_entropy, r, folder, [DeviceAugment(dclr_aug(r).aug)])
+
+def told_learner(dls, model, loss_func, recipe, folder=None, cbs=()):
+    "A learner with the optimiser and the budget of `dclr_learner`"
+    r,cbs = recipe,[*cbs, StopOnNaN(), *(speedups(dls.device) or [ChannelsLast()])]
+    if folder: cbs.append(Checkpoint(folder, recipe=r))
+    return Learner(dls, model, loss_func=loss_func, opt_func=partial(SGD, mom=r.momentum), lr=r.lr, wd=r.wd, cbs=cbs)
+
+# %% ../nbs/papers/10_dclr.ipynb #0ae4f73f
+def cut_map(
+    m, # (H,W), over the whole slide at any resolution
+    table, # x, y, w0, h0 in level-0 px
+    dims, # (width, height) of the slide, level-0 px
+    side:int, # of a part, px
+)->np.ndarray: # (N,side,side)
+    "The part of a map under each patch, by the nearest pixel"
+    def at(start, size, n, full):
+        px = (start.to_numpy(float)[:,None] + (np.arange(side)+0.5)*size.to_numpy(float)[:,None]/side)*n/full
+        return px.astype(int).clip(0, n-1)
+    y,x = at(table.y, table.h0, m.shape[0], dims[1]),at(table.x, table.w0, m.shape[1], dims[0])
+    return m[y[:,:,None],x[:,None]]
+
+# %% ../nbs/papers/10_dclr.ipynb #3c427735
+class _Windows:
+    "Windows of patches with class and weight of each pixel: anywhere and turned any way, or the middle as it lies"
+    def __init__(self, parts, side, draw): self.parts,self.side,self.draw = parts,side,draw
+    def __len__(self): return len(self.parts[0])
+    def __getitem__(self, i):
+        s,free = self.side,self.parts[0].shape[1]-self.side
+        y,x,turn = (int(torch.randint(n, ())) for n in (free+1, free+1, 8)) if self.draw else (free//2, free//2, 0)
+        win = [np.rot90(o[i,y:y+s,x:x+s], turn%4) for o in self.parts]
+        im,c,w = (torch.from_numpy((o[:,::-1] if turn>3 else o).copy()) for o in win)
+        return im.permute(2,0,1),c.long(),w
+
+# %% ../nbs/papers/10_dclr.ipynb #1218a122
+def pixel_dls(
+    task, # `Task` with slides
+    recipe, # `DclrRecipe`
+)->DataLoaders: # batches of float (B,3,V,V) in [0,1], classes int64 (B,V,V), weights float (B,V,V)
+    "Windows of the training patches with the classes and the weights of Eq. 1 (1 everywhere if `w0` is 0)"
+    r,parts = recipe,[]
+    for slide,truth,known in task.train:
+        if slide is None: raise DataError(f'{task.name} has labels of patches and no outlines', fix='Take a data set with slides')
+        things = np.asarray(truth) if np.asarray(truth).dtype!=bool else ndi.label(truth)[0]
+        weights = border_weights(things, r.w0, r.sigma) if r.w0 else np.ones(things.shape, np.float32)
+        parts.append([known.images, *(cut_map(o, known.table, slide.dims, r.input) for o in (things>0, weights))])
+    parts = [np.concatenate(o) for o in zip(*parts)]
+    order,n = np.random.default_rng(r.seed).permutation(len(parts[0])),max(round(len(parts[0])*r.valid), 2)
+    set_seed(r.seed)
+    def as_float(b): return b[0].float()/255,*b[1:]
+    def loader(i, first): return DataLoader(_Windows([o[i] for o in parts], r.view, first), bs=min(r.batch_size, len(i)), shuffle=first, drop_last=True,
+        after_batch=as_float, device=get_device())
+    res = DataLoaders(loader(order[n:], True), loader(order[:n], False), device=get_device())
+    res.n_inp = 1 # images go in; classes and weights are for the loss
+    return res
+
+# %% ../nbs/papers/10_dclr.ipynb #b00a9895
+class Outliner(nn.Module):
+    "A DU-Net that classifies pixels, trained with outlines"
+    def __init__(self,
+        recipe, # `DclrRecipe`
+    ):
+        super().__init__()
+        r = recipe
+        self.net = DUNet(r.width, r.depth, r.extra, 'decoder')
+        self.out = nn.Conv2d(self.net.d, 2, 1)
+
+    def forward(self, x): return self.out(self.net.maps(x)) # float (B,3,S,S) in [0,1] to logits (B,2,S,S)
+
+def outlines(
+    net, # `Outliner`
+    recipe, # `DclrRecipe`
+)->nn.Module: # float (B,3,S,S) to probabilities (B,2,h,w), a pixel of the map each
+    "What an outliner says of the pixels of the map"
+    r = recipe
+    return nn.Sequential(net, nn.Softmax(1), nn.AvgPool2d(max(1, round(r.map_mpp/(r.mpp*r.patch/r.input)))))
+
+def outline_learner(
+    dls, # of `pixel_dls`
+    recipe, # `DclrRecipe`
+    folder=None, # where to keep a checkpoint; none if not given
+)->Learner: # of `Outliner`
+    "A learner that outlines by cross-entropy, each pixel with its weight (Eq. 1)"
+    set_seed(recipe.seed)
+    def weighted(z, c, w): return (F.cross_entropy(z, c, reduction='none')*w).mean()
+    return told_learner(dls, Outliner(recipe), weighted, recipe, folder)
+
+# %% ../nbs/papers/10_dclr.ipynb #06fdad7a
+view_ablations = { # augmentations exchanged, one at a time
+    'no crop': dict(crop=(1.,1.), view=0), 'no flip': dict(flip=False), 'no colour distortion': dict(jitter=0.), 'no grey': dict(grey=0.),
+    'no colour change': dict(jitter=0., grey=0.), 'no blur': dict(blur=False), 'with cutout': dict(cutout=True), 'with Sobel': dict(sobel=True)}
+number_ablations = {f'tau {v}': dict(tau=v) for v in (0.05,0.1,0.5,1.)}
+number_ablations |= {f'batch {v}': dict(batch_size=v) for v in (16,32,128,256)} | {f'depth {v}': dict(depth=v) for v in (2,3,5)}
+number_ablations |= {'no extra layer': dict(extra=0), 'two extra layers': dict(extra=2), 'pooled in the decoder': dict(pool='decoder')}
+
+dclr_systems = {m: ('contrast', published[m] | dict(method=m)) for m in published} # how each is trained, and what it changes
+for m in ('SimCLR','MoCo','MoCo-v2'):
+    dclr_systems[f'{m} with the views of DCLR'] = 'contrast',{k:v for k,v in published[m].items() if k not in view_fields} | dict(method=m)
+dclr_systems |= {'supervised patches': ('labels', {}), 'supervised pixels': ('pixels', dict(w0=0.)), 'supervised pixels, border weights': ('pixels', {})}
+dclr_systems |= {'untrained': ('features', {}), 'colour': ('features', {}), 'all tumour': ('constant', {}), 'chance': ('constant', {})}
+dclr_systems |= {f'DCLR, {k}': ('contrast', v) for k,v in (view_ablations | number_ablations).items()}
+dclr_systems |= {f'supervised patches, {k}': ('labels', v) for k,v in view_ablations.items()}
+
+# %% ../nbs/papers/10_dclr.ipynb #feaeb201
+def system_recipe(
+    system:str, # one of `dclr_systems`
+    recipe, # `DclrRecipe`
+)->DclrRecipe:
+    "The recipe of a row; with another size of the batch the learning rate changes in proportion"
+    if system not in dclr_systems: raise DataError(f'there is no system {system!r}', fix=f'Choose one of {", ".join(dclr_systems)}')
+    changes = dclr_systems[system][1]
+    return replace(recipe, **changes, **(dict(lr=recipe.lr*changes['batch_size']/recipe.batch_size) if 'batch_size' in changes else {}))
+
+# %% ../nbs/papers/10_dclr.ipynb #250c4ee6
+def features_of(
+    system:str, # one of `dclr_systems`, of the kinds 'contrast' and 'features'
+    task, # `Task`
+    recipe, # `DclrRecipe` of the row
+    folder=None, # for a checkpoint
+)->tuple: # module from float (B,3,S,S) to (B,d), its history or none
+    "What a patch looks like to a system"
+    if system=='colour': return ColourFeatures(),None
+    if system=='untrained':
+        set_seed(recipe.seed)
+        return DCLR(recipe).encoder.to(get_device()),None
+    learn = dclr_learner(dclr_dls(task.patches, recipe), recipe, folder)
+    with quiet(learn): dclr_fit(learn, recipe)
+    return learn.model.encoder,history(learn)
+
+def system_models(
+    system:str, # one of `dclr_systems`
+    task, # `Task`
+    folder=None, # for a checkpoint
+)->tuple: # {head: module from patches to probabilities}, the history of the training or none
+    "Train a system and give its models"
+    how,r,curve = dclr_systems[system][0],system_recipe(system, task.recipe),None
+    if how=='constant': return {'': dict([('all tumour', Constant()), ('chance', Chance())])[system]},None
+    if how in ('labels','pixels'):
+        learn = labelled_learner(task.patches, r, folder) if how=='labels' else outline_learner(pixel_dls(task, r), r, folder)
+        with quiet(learn): dclr_fit(learn, r)
+        return {'': nn.Sequential(learn.model, nn.Softmax(1)) if how=='labels' else outlines(learn.model, r)},history(learn)
+    f,curve = features_of(system, task, r, folder)
+    h,source = embed(f, task.patches),task.patches
+    heads = dict(clusters=PatchClusters(h.shape[1], r.clusters, certainty=r.certainty, coherent=min(r.coherent, h.shape[1])), probe=LinearProbe(h.shape[1]))
+    return {k: nn.Sequential(f, v.fit(h, source.table).to(get_device())).eval() for k,v in heads.items()},curve
+
+# %% ../nbs/papers/10_dclr.ipynb #d45707bd
+def save_row(
+    table, # of `dclr_evaluate`
+    system:str, # name in the ledger, with its head
+    task, # `Task`
+    **more, # handed to `save_result`
+):
+    "Write the scores of one model into the ledger"
+    table,pooled = table.set_index('slide'),summary(table)
+    def save(name, metric, value, column=None, **extra):
+        each = None if column is None else table[column].dropna().round(4).to_dict()
+        save_result('dclr', name, task.name, task.split, metric, value, each, **extra, **more)
+    save(system, 'accuracy', pooled['accuracy'], 'accuracy', patches=table.patches.to_dict())
+    for name,k in ((system, 'before'), (f'{system} + ConvCRF', 'after')):
+        save(name, 'dice_pooled', pooled[f'pooled_{k}'])
+        save(name, 'dice', pooled[f'dice_{k}'], f'dice_{k}')
+
+def dclr_row(
+    system:str, # one of `dclr_systems`
+    task, # `Task`
+    folder=None, # for checkpoints
+    scale=None, # of the run, for the ledger
+    results=None, # folder of the ledger
+)->dict: # {head: DataFrame of `dclr_evaluate`}
+    "Train, measure and write down one system"
+    start,r,done = time.time(),system_recipe(system, task.recipe),{}
+    models,curve = system_models(system, task, folder and Path(folder)/row_folder(system, task))
+    about = dict(scale=scale, seed=r.seed, device=get_device(), folder=results, recipe=r.to_dict())
+    if curve is not None: about['curve'] = {k:v.round(4).tolist() for k,v in curve.items()}
+    for head,m in models.items():
+        set_seed(r.seed)
+        done[head] = dclr_evaluate(m, task.test, r)
+        save_row(done[head], f'{system}, {head}' if head else system, task, seconds=time.time()-start, **about)
+    return done
+
+def row_folder(system, task):
+    "Name of the folder for a row's checkpoint"
+    code = hashlib.sha256(json.dumps(system_recipe(system, task.recipe).to_dict()).encode()).hexdigest()[:12]
+    return re.sub(r'\W+', '_', f'{task.name} {dclr_systems[system][0]} ') + code
+
+# %% ../nbs/papers/10_dclr.ipynb #9cd5c9ce
+_tasks = {}
+
+def _one_row(name, system, seed, scale, folder, results, mpp, threads=None):
+    "A row in a process of its own; a data set is read once in each"
+    if threads: torch.set_num_threads(threads)
+    recipe = table_recipe(name, scale, seed)
+    if (name, scale) not in _tasks: _tasks[name, scale] = make_task(name, recipe, folder, mpp)
+    start,task = time.time(),replace(_tasks[name, scale], recipe=recipe)
+    done = dclr_row(system, task, Path(folder)/'rows', scale, results)
+    best = ', '.join(f'{k or "model"} {summary(v)["accuracy"]:.3f}, Dice {summary(v)["dice_before"]:.3f} to {summary(v)["dice_after"]:.3f}' for k,v in done.items())
+    return f'{name}, {system}, seed {seed}: {best} ({time.time()-start:.0f} s)'
+
+def row_is_done(system, name, scale, seed, results=None):
+    "Is the row in the ledger, with the recipe of today?"
+    r = system_recipe(system, table_recipe(name, scale, seed))
+    head = ', probe' if dclr_systems[system][0] in ('contrast','features') else ''
+    df = ledger.results('dclr', results)
+    df = df[(df.system==f'{system}{head} + ConvCRF')&(df.dataset==name)&(df.scale==scale)&(df.seed==seed)&(df.metric=='dice')]
+    return any(o==r.to_dict() for o in df.get('recipe', []))
+
+def dclr_grid(
+    systems, # list, of `dclr_systems`
+    names, # list of data sets, of `tissue_kinds`
+    seeds=(42,43,44), # of the trainings
+    scale:str|None=None, # 'tiny', 'small' or 'paper'
+    folder='out/dclr', # for slides and checkpoints
+    results=None, # folder of the ledger
+    workers:int|None=None, # rows at a time; on a CPU as many as it has cores, at most 4, elsewhere one
+    mpp:float|None=None, # resolution of the Queensland sections, um/px
+    say=print, # called with a line for each row
+)->int: # number of rows that were run
+    "All rows that are not in the ledger yet"
+    scale,on_cpu = get_scale(scale),get_device().type=='cpu'
+    jobs = [(n, s, seed) for seed in seeds for n in names for s in systems if not row_is_done(s, n, scale, seed, results)]
+    workers = min(workers or (min(os.cpu_count(), 4) if on_cpu else 1), len(jobs))
+    rest = scale,str(folder),results and str(results),mpp
+    if workers<2:
+        for i,job in enumerate(jobs, 1): say(f'{i} of {len(jobs)}: {_one_row(*job, *rest)}')
+        return len(jobs)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'))
+    try:
+        found = [pool.submit(_one_row, *job, *rest, max(1, os.cpu_count()//workers)) for job in jobs]
+        for i,f in enumerate(as_completed(found), 1): say(f'{i} of {len(jobs)}: {f.result()}')
+    finally: pool.shutdown(cancel_futures=True)
+    return len(jobs)
+
+# %% ../nbs/papers/10_dclr.ipynb #2b14788e
+def crf_variants(
+    recipe, # `DclrRecipe`
+)->dict: # {name: `ConvCRF`}
+    "The CRF of the recipe with one thing changed"
+    r = recipe
+    res = {f'filter {v}': dclr_crf(replace(r, crf_filter=v)) for v in (3,5,11,21,41)} | {f'{v} iterations': dclr_crf(replace(r, crf_iterations=v)) for v in (1,2,10)}
+    literal = ConvCRF(2, r.crf_filter, r.crf_blur, theta_pos=r.crf_theta, w_col=r.crf_colour, literal=True)
+    return res | {'no colour': dclr_crf(replace(r, crf_colour=0.)), 'Eq. 5 to the letter': literal, 'reference defaults': ConvCRF(2)}
+
+def crf_row(
+    task, # `Task`
+    folder, # where the row 'DCLR' has its checkpoint
+    scale=None, # of the run, for the ledger
+    results=None, # folder of the ledger
+)->pd.Series: # Dice by variant
+    "Measure all variants of the CRF on the maps of DCLR's clusters"
+    r,start = task.recipe,time.time()
+    m = system_models('DCLR', task, Path(folder)/row_folder('DCLR', task))[0]['clusters']
+    crfs = crf_variants(r) | dict(learnt=learn_crf(m, task.train, r)[0])
+    maps,found = [known_map(m, s, r) for s in task.test],{}
+    about = dict(scale=scale, seed=r.seed, device=get_device(), seconds=time.time()-start, folder=results, recipe=r.to_dict())
+    for k,crf in crfs.items():
+        masks = [(found_in(crf.smooth(p, im), on), t) for p,on,im,t in maps]
+        each = {known.table.slide.iloc[0]: round(dice(*o), 4) for o,(*_,known) in zip(masks, task.test)}
+        found[k] = np.mean(list(each.values()))
+        save_result('dclr', f'DCLR, clusters + ConvCRF, {k}', task.name, task.split, 'dice', found[k], each, crf=repr(crf), **about)
+    return pd.Series(found)
+
+# %% ../nbs/papers/10_dclr.ipynb #ed6d742f
+def dclr_board(
+    metric:str, # 'accuracy', 'dice' or 'dice_pooled'
+    what:str='probe', # head, 'clusters' or 'probe'; with ' + ConvCRF' for the map after the CRF
+    systems=tuple(published), # columns, of `dclr_systems`
+    scale:str='small', # scale of the runs
+    results=None, # folder of the ledger
+)->pd.DataFrame: # a row a data set, a column a system: mean over the seeds, with the lowest and the highest
+    "One table of the paper, from the ledger"
+    df,cells = ledger.results('dclr', results),{}
+    df = df[(df.scale==scale)&(df.metric==metric)&df.dataset.isin(list(tissue_kinds))]
+    for (name,s),runs in df.groupby(['dataset','system']):
+        system = s.removesuffix(f', {what}') if s.endswith(f', {what}') else s if dclr_systems.get(s.removesuffix(' + ConvCRF'), ' ')[0] in ('labels','pixels','constant') and s.endswith('ConvCRF')==what.endswith('ConvCRF') else None
+        if system is None or system.removesuffix(' + ConvCRF') not in systems: continue
+        v = runs.value
+        cells[name,system.removesuffix(' + ConvCRF')] = f'{v.mean():.3f} ({v.min():.3f} to {v.max():.3f}, {len(v)})' if len(v)>1 else f'{v.mean():.3f}'
+    res = pd.Series(cells, dtype=object).unstack() if cells else pd.DataFrame()
+    return res.reindex(index=[k for k in tissue_kinds if k in res.index], columns=[s for s in systems if s in res.columns]).fillna('not run')
+
+def dclr_boards(
+    systems=tuple(published), # columns, of `dclr_systems`
+    scale:str='small', # scale of the runs
+    results=None, # folder of the ledger
+)->dict: # {title: DataFrame}
+    "Tables 1 to 3, for the clusters and for the probe"
+    kinds = ('Table 1, accuracy', 'accuracy', ''),('Table 2, Dice', 'dice', ''),('Table 3, Dice after the CRF', 'dice', ' + ConvCRF')
+    return {f'{title}, {head}': dclr_board(metric, head+end, systems, scale, results) for title,metric,end in kinds for head in ('clusters','probe')}
+
+# %% ../nbs/papers/10_dclr.ipynb #c7e38299
+def data_sets_here(
+    mpp:float|None=None, # resolution of the Queensland sections, um/px; without it they are left out
+)->list: # of names, of `tissue_kinds`
+    "The data sets that can be had on this machine"
+    def there(name):
+        try: return data_folder(name).is_dir()
+        except DataError: return False
+    have = dict(phantom=True, GlaS=there('glas'), IDC=there('idc'), Queensland=mpp is not None and there('queensland'))
+    return [k for k,v in tissue_kinds.items() if have[v]]
+
+# %% ../nbs/papers/10_dclr.ipynb #58efa226
+def dclr_tables(
+    scale:str|None=None, # 'tiny', 'small' or 'paper'
+    seeds=(42,43,44), # of the trainings
+    names=None, # data sets, of `tissue_kinds`; all that are here if none
+    systems=tuple(published), # rows, of `dclr_systems`
+    folder='out/dclr-tables', # for slides, checkpoints and the tables
+    results=None, # folder of the ledger
+    workers:int|None=None, # rows at a time, see `dclr_grid`
+    mpp:float|None=None, # resolution of the Queensland sections, um/px
+    say=print, # called with a line for each row
+)->dict: # {title: DataFrame}
+    "Tables 1 to 3: run what is missing, write the tables as CSV files, and give them back"
+    names = names or data_sets_here(mpp)
+    dclr_grid(systems, names, seeds, scale, folder, results, workers, mpp, say)
+    boards = dclr_boards(systems, get_scale(scale), results)
+    for k,v in boards.items():
+        with atomic_path(out_folder(Path(folder)/'tables')/f'{re.sub(r"[^a-z0-9]+", "_", k.lower())}.csv') as p: v.to_csv(p)
+    return boards
 
 # %% ../nbs/papers/10_dclr.ipynb #8c4e455f
 __all__ = [o for o in globals() if not o.startswith('_')] # all that the notebook uses, for `from histolab_nb.dclr import *`
