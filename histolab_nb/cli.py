@@ -5,6 +5,7 @@ runs the notebook of a paper from top to bottom, exactly as it stands, and leave
 
     histolab-nb demo                          # the DCLR paper on a made-up slide, about a minute
     histolab-nb run dclr --slide scan.svs     # the same on a slide of yours
+    histolab-nb run dclr --tables             # four contrastive methods on every data set that is here, as the paper's tables
     histolab-nb doctor                        # what works on this machine, what does not, what to do
     histolab-nb lab                           # the notebooks in JupyterLab
     histolab-nb segment a.png scan.svs        # nuclei of your pictures: instance map, overlay, GeoJSON, table
@@ -18,9 +19,9 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/cli.html.md"""
 __all__ = ['app', 'data_app', 'notebooks_folder', 'paper_notebooks', 'find_notebook', 'has_cuda', 'flags_here', 'cell_flags',
            'left_out', 'kernel_manager', 'heading', 'chapters', 'execute', 'save_pictures', 'for_report', 'as_text',
            'write_report', 'run_settings', 'prepare_folder', 'run_notebook', 'run_facts', 'peak_memory', 'finish',
-           'check_packages', 'check_imports', 'check_machine', 'device_name', 'command', 'run', 'demo', 'doctor',
-           'working_copy', 'lab', 'data_show', 'data_check', 'data_get', 'check_stems', 'nuclei_line', 'segment',
-           'main']
+           'check_packages', 'check_imports', 'check_machine', 'device_name', 'command', 'paper_tables', 'run', 'demo',
+           'doctor', 'working_copy', 'lab', 'data_show', 'data_check', 'data_get', 'check_stems', 'nuclei_line',
+           'segment', 'main']
 
 # %% ../nbs/foundations/13_cli.ipynb #0fbcef05
 import contextlib, importlib.metadata, inspect, os, platform, re, shutil, subprocess, sys, threading, time, warnings
@@ -394,9 +395,28 @@ def _version(show:bool):
 @app.callback()
 def _options(version:bool=typer.Option(False, '--version', callback=_version, is_eager=True, help='Show the version')): pass
 
-# %% ../nbs/foundations/13_cli.ipynb #5be53d5c
+# %% ../nbs/foundations/13_cli.ipynb #a280ad0c
 def _say(s): print(s, flush=True)
 
+def paper_tables(
+    paper:str, # short name of a paper
+    out:str|Path|None=None, # folder for slides, checkpoints and tables; `out/PAPER-tables-SCALE` if none
+    say=print, # called with a line for each training, and with the tables
+    **settings, # see `run_settings`
+)->Path: # the folder with the tables as CSV files
+    "Measure what a paper's tables compare, and show them"
+    if paper!='dclr': raise DataError(f'there are no tables to run for {paper!r}', fix='--tables belongs to dclr; the other papers run theirs in slow cells: --flags slow')
+    sets = run_settings(**settings)
+    if 'slide' in sets: raise DataError('tables are made of data sets, not of one slide', fix='Leave out --slide or --tables')
+    if 'data' in sets: os.environ['HISTOLAB_DATA'] = sets['data']
+    from histolab_nb.dclr import dclr_tables, results_folder
+    folder = out_folder(out or Path('out')/f'dclr-tables-{sets["scale"]}')
+    seeds = (sets['seed'],) if 'seed' in sets else (42,43,44)
+    for title,board in dclr_tables(sets['scale'], seeds, folder=folder, mpp=sets.get('mpp'), say=say).items(): say(f'\n{title}\n{board.to_string()}')
+    say(f'\ntables:  {folder/"tables"}\nresults: {results_folder()}')
+    return folder/'tables'
+
+# %% ../nbs/foundations/13_cli.ipynb #5be53d5c
 @command
 def run(
     paper:str, # short name of a paper, or the path of a notebook
@@ -406,10 +426,12 @@ def run(
     data:str=None, # folder of real data sets; HISTOLAB_DATA if none
     seed:int=None, # seed of the run
     out:str=None, # folder for what the run leaves; out/PAPER-SCALE, and the name of the slide, if none
+    tables:bool=False, # instead of the notebook, measure what the paper's tables compare; dclr has them
     flags:str=None, # run cells with these flags, too: slow, net or 'slow net'
     debug:bool=False, # show the whole traceback of an error
 ):
     "Run the notebook of a paper; leave its report, numbers and pictures"
+    if tables: return paper_tables(paper, out, _say, scale=scale, slide=slide, mpp=mpp, data=data, seed=seed)
     out = run_notebook(paper, out=out, flags=flags, debug=debug, say=_say, scale=scale, slide=slide, mpp=mpp, data=data, seed=seed)
     _say(f'done in {read_json(out/"result.json")["run"]["seconds"]:.0f} s\nreport:  {out/"report.html"}\nnumbers: {out/"result.json"}')
 

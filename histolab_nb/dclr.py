@@ -7,7 +7,7 @@ DCLR (Li et al.) segments tumour on whole slides without annotation, in four ste
 3. group the embeddings into clusters (`PatchClusters`) and lay the patches back on the slide (`dclr_predict`);
 4. smooth the map with a convolutional CRF that sees the colours of the slide.
 
-`dclr_evaluate` puts the result beside the truth and beside what needs no learning at all.
+`dclr_evaluate` puts the result beside the truth and beside what needs no learning at all. `dclr_tables` measures DCLR, SimCLR, MoCo, MoCo-v2 under one protocol on several data sets (`histolab-nb run dclr --tables`), and `dclr_grid` any row of it: supervised networks, other views, the ablations.
 
 ### The recipe
 
@@ -109,10 +109,11 @@ __all__ = ['published', 'view_fields', 'phantom_looks', 'task_changes', 'tissue_
            'picture_samples', 'glas_task', 'read_idc', 'idc_task', 'queensland_task', 'make_task', 'labelled_learner',
            'told_learner', 'cut_map', 'pixel_dls', 'Outliner', 'outlines', 'outline_learner', 'system_recipe',
            'features_of', 'system_models', 'save_row', 'dclr_row', 'row_folder', 'row_is_done', 'dclr_grid',
-           'crf_variants', 'crf_row', 'dclr_board', 'dclr_boards', 'data_sets_here', 'dclr_tables']
+           'crf_variants', 'crf_row', 'row_parts', 'dclr_scores', 'dclr_board', 'dclr_boards', 'data_sets_here',
+           'dclr_tables', 'plot_systems']
 
-# %% ../nbs/papers/10_dclr.ipynb #2c0f7ab1
-import hashlib, json, multiprocessing, re, time
+# %% ../nbs/papers/10_dclr.ipynb #1a0cf384
+import hashlib, json, multiprocessing, os, re, signal, time, matplotlib.pyplot as plt
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -1222,7 +1223,7 @@ def row_folder(system, task):
     code = hashlib.sha256(json.dumps(system_recipe(system, task.recipe).to_dict()).encode()).hexdigest()[:12]
     return re.sub(r'\W+', '_', f'{task.name} {dclr_systems[system][0]} ') + code
 
-# %% ../nbs/papers/10_dclr.ipynb #9cd5c9ce
+# %% ../nbs/papers/10_dclr.ipynb #35db33d4
 _tasks = {}
 
 def _one_row(name, system, seed, scale, folder, results, mpp, threads=None):
@@ -1262,10 +1263,14 @@ def dclr_grid(
     if workers<2:
         for i,job in enumerate(jobs, 1): say(f'{i} of {len(jobs)}: {_one_row(*job, *rest)}')
         return len(jobs)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'))
+    before,quiet_int = set(multiprocessing.active_children()),(signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), signal.signal, quiet_int)
     try:
         found = [pool.submit(_one_row, *job, *rest, max(1, os.cpu_count()//workers)) for job in jobs]
         for i,f in enumerate(as_completed(found), 1): say(f'{i} of {len(jobs)}: {f.result()}')
+    except BaseException:
+        for p in set(multiprocessing.active_children())-before: p.terminate()
+        raise
     finally: pool.shutdown(cancel_futures=True)
     return len(jobs)
 
@@ -1298,24 +1303,40 @@ def crf_row(
         save_result('dclr', f'DCLR, clusters + ConvCRF, {k}', task.name, task.split, 'dice', found[k], each, crf=repr(crf), **about)
     return pd.Series(found)
 
-# %% ../nbs/papers/10_dclr.ipynb #ed6d742f
+# %% ../nbs/papers/10_dclr.ipynb #96372181
+def row_parts(
+    name:str, # of a system in the ledger, as `dclr_row` and `crf_row` write it
+)->tuple: # system, head ('clusters', 'probe' or ''), CRF ('' for none, 'recipe', or the name of a variant)
+    "What was measured, by its name in the ledger"
+    name,crf,variant = name.partition(' + ConvCRF')
+    head = next((h for h in ('clusters','probe') if name.endswith(f', {h}')), '')
+    return name.removesuffix(f', {head}'),head,crf and (variant.removeprefix(', ') or 'recipe')
+
+def dclr_scores(
+    scale:str='small', # scale of the runs
+    results=None, # folder of the ledger
+)->pd.DataFrame: # a row a result: system, head, crf, dataset, metric, value, seed, per_image, curve
+    "All results of the tables and the ablations"
+    df = ledger.results('dclr', results)
+    df = df[(df.scale==scale)&df.dataset.isin(list(tissue_kinds))]
+    parts = pd.DataFrame([row_parts(o) for o in df.system], columns=['system','head','crf'], index=df.index)
+    return pd.concat([df.drop(columns='system'), parts], axis=1)
+
+# %% ../nbs/papers/10_dclr.ipynb #2f47aebd
 def dclr_board(
-    metric:str, # 'accuracy', 'dice' or 'dice_pooled'
-    what:str='probe', # head, 'clusters' or 'probe'; with ' + ConvCRF' for the map after the CRF
+    metric:str='accuracy', # 'accuracy', 'dice' or 'dice_pooled'
+    head:str='probe', # 'clusters' or 'probe'; systems that have no heads are always there
+    crf:str='', # '' before the CRF, 'recipe' after it, or the name of a variant
     systems=tuple(published), # columns, of `dclr_systems`
     scale:str='small', # scale of the runs
     results=None, # folder of the ledger
-)->pd.DataFrame: # a row a data set, a column a system: mean over the seeds, with the lowest and the highest
-    "One table of the paper, from the ledger"
-    df,cells = ledger.results('dclr', results),{}
-    df = df[(df.scale==scale)&(df.metric==metric)&df.dataset.isin(list(tissue_kinds))]
-    for (name,s),runs in df.groupby(['dataset','system']):
-        system = s.removesuffix(f', {what}') if s.endswith(f', {what}') else s if dclr_systems.get(s.removesuffix(' + ConvCRF'), ' ')[0] in ('labels','pixels','constant') and s.endswith('ConvCRF')==what.endswith('ConvCRF') else None
-        if system is None or system.removesuffix(' + ConvCRF') not in systems: continue
-        v = runs.value
-        cells[name,system.removesuffix(' + ConvCRF')] = f'{v.mean():.3f} ({v.min():.3f} to {v.max():.3f}, {len(v)})' if len(v)>1 else f'{v.mean():.3f}'
-    res = pd.Series(cells, dtype=object).unstack() if cells else pd.DataFrame()
-    return res.reindex(index=[k for k in tissue_kinds if k in res.index], columns=[s for s in systems if s in res.columns]).fillna('not run')
+)->pd.DataFrame: # a row a data set, a column a system; text
+    "One table, from the ledger"
+    df = dclr_scores(scale, results)
+    df = df[(df.metric==metric)&df['head'].isin([head,''])&(df.crf==crf)&df.system.isin(systems)]
+    def cell(v): return f'{v.mean():.3f} ({v.min():.3f} to {v.max():.3f})' if len(v)>1 else f'{v.mean():.3f}'
+    res = df.groupby(['dataset','system']).value.agg(cell).unstack() if len(df) else pd.DataFrame()
+    return res.reindex(index=[k for k in tissue_kinds if k in res.index], columns=list(systems)).fillna('not run').rename_axis(None).rename_axis(None, axis=1)
 
 def dclr_boards(
     systems=tuple(published), # columns, of `dclr_systems`
@@ -1323,8 +1344,8 @@ def dclr_boards(
     results=None, # folder of the ledger
 )->dict: # {title: DataFrame}
     "Tables 1 to 3, for the clusters and for the probe"
-    kinds = ('Table 1, accuracy', 'accuracy', ''),('Table 2, Dice', 'dice', ''),('Table 3, Dice after the CRF', 'dice', ' + ConvCRF')
-    return {f'{title}, {head}': dclr_board(metric, head+end, systems, scale, results) for title,metric,end in kinds for head in ('clusters','probe')}
+    kinds = ('Table 1, accuracy', 'accuracy', ''),('Table 2, Dice', 'dice', ''),('Table 3, Dice after the CRF', 'dice', 'recipe')
+    return {f'{title}, {head}': dclr_board(metric, head, crf, systems, scale, results) for title,metric,crf in kinds for head in ('clusters','probe')}
 
 # %% ../nbs/papers/10_dclr.ipynb #c7e38299
 def data_sets_here(
@@ -1356,6 +1377,31 @@ def dclr_tables(
     for k,v in boards.items():
         with atomic_path(out_folder(Path(folder)/'tables')/f'{re.sub(r"[^a-z0-9]+", "_", k.lower())}.csv') as p: v.to_csv(p)
     return boards
+
+# %% ../nbs/papers/10_dclr.ipynb #e8477ae0
+def plot_systems(
+    scores, # of `dclr_scores`
+    systems, # list of names
+    metric:str='accuracy', # one of its metrics
+    head:str='probe', # 'clusters' or 'probe'
+    crf:str='', # see `dclr_board`
+    names=None, # data sets; all if none
+    title:str='', # of the picture
+    ax=None, # axes; new ones if none
+):
+    "A group a data set, a bar a system, a dot a training"
+    df = scores[(scores.metric==metric)&scores['head'].isin([head,''])&(scores.crf==crf)&scores.system.isin(systems)]
+    names = [k for k in names or tissue_kinds if k in set(df.dataset)]
+    ax = ax or plt.subplots(figsize=(7,2.4), layout='constrained')[1]
+    for i,s in enumerate(systems):
+        each = [df[(df.dataset==n)&(df.system==s)].value.to_numpy() for n in names]
+        at = np.arange(len(names))+(i-(len(systems)-1)/2)*0.8/len(systems)
+        ax.bar(at, [v.mean() if len(v) else 0 for v in each], 0.75/len(systems), label=s, color=palette[i%len(palette)], alpha=0.55)
+        for x,v in zip(at, each): ax.plot(np.full(len(v), x), v, '.', color='black', markersize=3)
+    ax.set_xticks(range(len(names)), names, fontsize=8)
+    ax.set(ylim=(0,1), ylabel=metric, title=title)
+    ax.legend(fontsize=6, ncols=2)
+    return ax
 
 # %% ../nbs/papers/10_dclr.ipynb #8c4e455f
 __all__ = [o for o in globals() if not o.startswith('_')] # all that the notebook uses, for `from histolab_nb.dclr import *`
