@@ -1124,15 +1124,16 @@ def outline_learner(
     def weighted(z, c, w): return (F.cross_entropy(z, c, reduction='none')*w).mean()
     return told_learner(dls, Outliner(recipe), weighted, recipe, folder)
 
-# %% ../nbs/papers/10_dclr.ipynb #06fdad7a
+# %% ../nbs/papers/10_dclr.ipynb #8b0ef3ae
 view_ablations = { # augmentations exchanged, one at a time
     'no crop': dict(crop=(1.,1.), view=0), 'no flip': dict(flip=False), 'no colour distortion': dict(jitter=0.), 'no grey': dict(grey=0.),
     'no colour change': dict(jitter=0., grey=0.), 'no blur': dict(blur=False), 'with cutout': dict(cutout=True), 'with Sobel': dict(sobel=True)}
 number_ablations = {f'tau {v}': dict(tau=v) for v in (0.05,0.1,0.5,1.)}
-number_ablations |= {f'batch {v}': dict(batch_size=v) for v in (16,32,128,256)} | {f'depth {v}': dict(depth=v) for v in (2,3,5)}
+number_ablations |= {f'batch {v}': dict(batch_size=v, lr=lambda r, v=v: r.lr*v/r.batch_size) for v in (16,32,128,256)}
+number_ablations |= {f'depth {v}': dict(depth=v) for v in (2,3,5)} | {'four times the steps': dict(epochs=lambda r: 4*r.epochs)}
 number_ablations |= {'no extra layer': dict(extra=0), 'two extra layers': dict(extra=2), 'pooled in the decoder': dict(pool='decoder')}
 
-dclr_systems = {m: ('contrast', published[m] | dict(method=m)) for m in published} # how each is trained, and what it changes
+dclr_systems = {m: ('contrast', published[m] | dict(method=m)) for m in published} # how each is trained, and what it changes: values, or functions of the recipe
 for m in ('SimCLR','MoCo','MoCo-v2'):
     dclr_systems[f'{m} with the views of DCLR'] = 'contrast',{k:v for k,v in published[m].items() if k not in view_fields} | dict(method=m)
 dclr_systems |= {'supervised patches': ('labels', {}), 'supervised pixels': ('pixels', dict(w0=0.)), 'supervised pixels, border weights': ('pixels', {})}
@@ -1140,15 +1141,14 @@ dclr_systems |= {'untrained': ('features', {}), 'colour': ('features', {}), 'all
 dclr_systems |= {f'DCLR, {k}': ('contrast', v) for k,v in (view_ablations | number_ablations).items()}
 dclr_systems |= {f'supervised patches, {k}': ('labels', v) for k,v in view_ablations.items()}
 
-# %% ../nbs/papers/10_dclr.ipynb #feaeb201
+# %% ../nbs/papers/10_dclr.ipynb #99cf6a6e
 def system_recipe(
     system:str, # one of `dclr_systems`
     recipe, # `DclrRecipe`
 )->DclrRecipe:
-    "The recipe of a row; with another size of the batch the learning rate changes in proportion"
+    "The recipe of a row"
     if system not in dclr_systems: raise DataError(f'there is no system {system!r}', fix=f'Choose one of {", ".join(dclr_systems)}')
-    changes = dclr_systems[system][1]
-    return replace(recipe, **changes, **(dict(lr=recipe.lr*changes['batch_size']/recipe.batch_size) if 'batch_size' in changes else {}))
+    return replace(recipe, **{k: v(recipe) if callable(v) else v for k,v in dclr_systems[system][1].items()})
 
 # %% ../nbs/papers/10_dclr.ipynb #250c4ee6
 def features_of(
