@@ -119,6 +119,41 @@ def test_stop_and_go_on(how, tmp_path, capsys, clean_env):
     assert call(capsys, 'run', nb, '--out', out)[0]==0
     assert read_json(out/'result.json')['first']>0 and not (out/'checkpoint').exists()
 
+@pytest.mark.xfail(strict=True, reason='typer turns KeyboardInterrupt into exit code 130 before main sees it')
+def test_ctrl_c_says_that_it_can_go_on(small, tmp_path, capsys, monkeypatch):
+    def stop(*args, **kw): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, 'run_notebook', stop)
+    rc,_,err = call(capsys, 'run', small, '--out', tmp_path/'out')
+    assert rc==130 and 'stopped; the same command goes on' in err
+
+# ---- tables
+
+@pytest.mark.parametrize('args, says', [
+    (['glands', '--tables'], "there are no tables to run for 'glands'"),
+    (['dclr', '--tables', '--slide', 'SLIDE'], 'tables are made of data sets'),
+    (['dclr', '--tables', '--data', 'lost'], 'there is no such folder'),
+    (['dclr', '--tables', '--mpp', '-1'], 'is not possible'),
+    (['dclr', '--tables', '--out', 'SLIDE/out'], 'cannot write here')])
+def test_tables_bad_input_is_one_line(args, says, capsys, tmp_path, monkeypatch, clean_env):
+    monkeypatch.chdir(tmp_path)
+    slide = tmp_path/'scan.svs'
+    slide.touch()
+    rc,out,err = call(capsys, 'run', *[a.replace('SLIDE', str(slide)) for a in args])
+    assert rc==1 and out=='' and one_line(err) and says in err and list(tmp_path.iterdir())==[slide]
+
+@pytest.mark.parametrize('more, seeds, mpp', [([], (42,43,44), None), (['--seed', 5, '--mpp', .5], (5,), .5)])
+def test_tables_are_asked_for_and_shown(more, seeds, mpp, capsys, tmp_path, monkeypatch, clean_env):
+    asked = []
+    def tables(scale, seeds, folder, mpp, say):
+        asked.append((scale, seeds, folder, mpp, os.environ['HISTOLAB_DATA']))
+        say('1 of 1')
+        return {'Table 9': pd.DataFrame(dict(DCLR=['0.500']), index=['IDC'])}
+    monkeypatch.setenv('HISTOLAB_DATA', 'old') # put back afterwards
+    monkeypatch.setattr('histolab_nb.dclr.dclr_tables', tables)
+    rc,out,err = call(capsys, 'run', 'dclr', '--tables', '--scale', 'small', '--data', tmp_path, '--out', tmp_path/'out', *more)
+    assert (rc, err)==(0, '') and asked==[('small', seeds, tmp_path/'out', mpp, str(tmp_path))]
+    assert out.index('1 of 1')<out.index('Table 9')<out.index('IDC')<out.index(str(tmp_path/'out'/'tables'))
+
 def test_doctor_and_version(capsys, clean_env, monkeypatch):
     rc,out,_ = call(capsys, 'doctor')
     assert rc==0 and 'ready' in out and 'cells flagged data' in out and 'set HISTOLAB_DATA' in out
