@@ -119,7 +119,6 @@ def test_stop_and_go_on(how, tmp_path, capsys, clean_env):
     assert call(capsys, 'run', nb, '--out', out)[0]==0
     assert read_json(out/'result.json')['first']>0 and not (out/'checkpoint').exists()
 
-@pytest.mark.xfail(strict=True, reason='typer turns KeyboardInterrupt into exit code 130 before main sees it')
 def test_ctrl_c_says_that_it_can_go_on(small, tmp_path, capsys, monkeypatch):
     def stop(*args, **kw): raise KeyboardInterrupt
     monkeypatch.setattr(cli, 'run_notebook', stop)
