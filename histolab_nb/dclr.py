@@ -1419,7 +1419,7 @@ def dclr_tables(
         with atomic_path(out_folder(Path(folder)/'tables')/f'{re.sub(r"[^a-z0-9]+", "_", k.lower())}.csv') as p: v.to_csv(p)
     return boards
 
-# %% ../nbs/papers/10_dclr.ipynb #e8477ae0
+# %% ../nbs/papers/10_dclr.ipynb #92d3157c
 def plot_systems(
     scores, # of `dclr_scores`
     systems, # list of names
@@ -1440,8 +1440,8 @@ def plot_systems(
         ax.bar(at, [v.mean() if len(v) else 0 for v in each], 0.75/len(systems), label=s, color=palette[i%len(palette)], alpha=0.55)
         for x,v in zip(at, each): ax.plot(np.full(len(v), x), v, '.', color='black', markersize=3)
     ax.set_xticks(range(len(names)), names, fontsize=8)
-    ax.set(ylim=(0,1), ylabel=metric, title=title)
-    ax.legend(fontsize=6, ncols=2)
+    ax.set(ylim=(0,1.2), ylabel=metric, title=title)
+    ax.legend(fontsize=5, ncols=4, loc='upper right')
     return ax
 
 # %% ../nbs/papers/10_dclr.ipynb #8c4e455f
