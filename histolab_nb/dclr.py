@@ -1341,7 +1341,7 @@ def crf_row(
         save_result('dclr', f'DCLR, clusters + ConvCRF, {k}', task.name, task.split, 'dice', found[k], each, crf=repr(crf), **about)
     return pd.Series(found)
 
-# %% ../nbs/papers/10_dclr.ipynb #96372181
+# %% ../nbs/papers/10_dclr.ipynb #80cbe09a
 def row_parts(
     name:str, # of a system in the ledger, as `dclr_row` and `crf_row` write it
 )->tuple: # system, head ('clusters', 'probe' or ''), CRF ('' for none, 'recipe', or the name of a variant)
@@ -1358,7 +1358,7 @@ def dclr_scores(
     df = ledger.results('dclr', results)
     df = df[(df.scale==scale)&df.dataset.isin(list(tissue_kinds))]
     parts = pd.DataFrame([row_parts(o) for o in df.system], columns=['system','head','crf'], index=df.index)
-    return pd.concat([df.drop(columns='system'), parts], axis=1)
+    return pd.concat([df.drop(columns=[*parts], errors='ignore'), parts], axis=1)
 
 # %% ../nbs/papers/10_dclr.ipynb #016ef3da
 def dclr_board(
