@@ -106,4 +106,5 @@ if __name__=='__main__':
     for k,v in ms.items(): print(f'{k:<12} {v:8.1f} ms a step')
     for k,v in ratios.items(): print(f'{k:<20} {v["median"]:.2f} times [{v["low"]:.2f}, {v["high"]:.2f}]')
     r = funcs['DCLR'].recipe
-    if not args.quick: keep('contrastive', dict(device=str(device), scale=args.scale, batch=r.batch_size, view=r.view, width=r.width, steps=args.steps, rounds=args.rounds, ms=ms, ratios=ratios), args.threads)
+    facts = dict(device=str(device), scale=args.scale, batch=r.batch_size, view=r.view, width=r.width, steps=args.steps, rounds=args.rounds)
+    if not args.quick: keep('contrastive', facts | dict(ms=ms, ratios=ratios), args.threads)
