@@ -17,7 +17,7 @@ args.add_argument('--threads', type=int, default=2)
 args.add_argument('--quick', action='store_true', help='one step, once')
 args = args.parse_args()
 
-import multiprocessing, time, warnings
+import multiprocessing, threading, time, warnings
 warnings.simplefilter('ignore')
 
 import numpy as np, torch
@@ -39,7 +39,7 @@ class Step:
         if r.method.startswith('MoCo'):
             self.moco = MoCo(r)
             self.moco.learn = self
-            self.dls = self
+            self.dls,self.lock = self,threading.Lock()
             self.moco.before_fit()
 
     def __call__(self):
