@@ -1051,7 +1051,14 @@ def labelled_learner(
     encoder = DUNet(r.width, r.depth, r.extra, r.pool)
     return told_learner(dls, nn.Sequential(encoder, nn.Linear(encoder.d, 2)), F.cross_entropy, r, folder, [DeviceAugment(dclr_aug(r).aug)])
 
-def told_learner(dls, model, loss_func, recipe, folder=None, cbs=()):
+def told_learner(
+    dls, # of `dclr_dls` or `pixel_dls`
+    model, # module that gives logits
+    loss_func, # of logits and what the loaders give besides
+    recipe, # `DclrRecipe`
+    folder=None, # where to keep a checkpoint; none if not given
+    cbs=(), # more callbacks
+)->Learner:
     "A learner with the optimiser and the budget of `dclr_learner`"
     r,cbs = recipe,[*cbs, StopOnNaN(), *(speedups(dls.device) or [ChannelsLast()])]
     if folder: cbs.append(Checkpoint(folder, recipe=r))
@@ -1241,7 +1248,10 @@ def dclr_row(
         save_row(done[head], f'{system}, {head}' if head else system, task, seconds=time.time()-start, **about)
     return done
 
-def row_folder(system, task):
+def row_folder(
+    system:str, # one of `dclr_systems`
+    task, # `Task`
+)->str:
     "Name of the folder for a row's checkpoint"
     code = hashlib.sha256(json.dumps([system_recipe(system, task.recipe).to_dict(), task.mpp]).encode()).hexdigest()[:12]
     return re.sub(r'\W+', '_', f'{task.name} {system} ') + code
