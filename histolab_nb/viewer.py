@@ -777,7 +777,7 @@ def _glands(m, prob, image, r): return m.gland_instances(m.gland_mask(prob, r), 
 _runs = dict(dclr=_crf, scale_attention=_watershed, instance_ssl=_nuclei, glands=_glands, unet_sharp=_pieces)
 _kinds = dict(dclr='mask', unet_sharp='classes')
 
-# %% ../nbs/foundations/12_viewer.ipynb #9f410a26
+# %% ../nbs/foundations/12_viewer.ipynb #6598fa25
 def paper_post(
     paper:str, # one of the five
     recipe=None, # of the paper; that of scale tiny if none
@@ -786,30 +786,31 @@ def paper_post(
     if paper not in paper_knobs: raise DataError(f'there is no paper {paper!r}', fix=f'Choose one of {", ".join(paper_knobs)}, or pass a function')
     m = import_module(f'histolab_nb.{paper}')
     kind = getattr(m, paper_recipes[paper])
-    if recipe is not None and not isinstance(recipe, kind): raise DataError(f'{paper} has a {kind.__name__}, this is a {type(recipe).__name__}')
+    if recipe is not None and type(recipe).__name__!=kind.__name__: raise DataError(f'{paper} has a {kind.__name__}, this is a {type(recipe).__name__}')
     r,docs = recipe or kind.at('tiny'),field_docs(kind)
     knobs = {k:(v, getattr(r, k), docs.get(k, '')) for k,v in paper_knobs[paper].items()}
     return Post(lambda prob, image, **kw: _runs[paper](m, prob, image, replace(r, **kw)), knobs, _kinds.get(paper, 'instances'), r)
 
-# %% ../nbs/foundations/12_viewer.ipynb #52424e65
+# %% ../nbs/foundations/12_viewer.ipynb #d49a34cc
 def shown(
     image, # uint8 (H,W,3)
     found, # (H,W): what a post-processing made
     kind:str, # 'mask', 'instances' or 'classes'
     truth=None, # (H,W) of the same kind
     names=None, # of the classes, 'background' first
+    side:int=480, # of the picture, px, at least
 )->Drawn:
     "A result as picture and numbers"
     hues = {'classes':list(itertools.islice(itertools.cycle(palette), max(1, int(found.max()))))}.get(kind)
     if kind=='classes':
         legend = tuple((names[i+1] if names else f'class {i+1}', c) for i,c in enumerate(hues))
         numbers = dict(pixels=int((found>0).sum())) if truth is None else class_numbers(truth, found)
-        return Drawn(enlarged(painted(image, found, hues, .6)), numbers, legend)
+        return Drawn(enlarged(painted(image, found, hues, .6), side), numbers, legend)
     if truth is None:
         lines = blend(image, [instance_layer('found', found, (0,0,*found.shape[::-1]), opacity=1.)], View(0, 0, 1, *found.shape[::-1]))
-        return Drawn(enlarged(lines), dict(objects=len(np.unique(found[found>0]))) if kind=='instances' else dict(share=float((found>0).mean())))
+        return Drawn(enlarged(lines, side), dict(objects=len(np.unique(found[found>0]))) if kind=='instances' else dict(share=float((found>0).mean())))
     marks = object_marks(truth, found) if kind=='instances' else pixel_marks(truth, found)
-    return Drawn(enlarged(painted(image, marks, [c for _,c in mark_colours], .6)), said_scores(truth, found, kind=='instances'), tuple(mark_colours))
+    return Drawn(enlarged(painted(image, marks, [c for _,c in mark_colours], .6), side), said_scores(truth, found, kind=='instances'), tuple(mark_colours))
 
 def class_numbers(
     truth, # classes (H,W)
@@ -819,7 +820,7 @@ def class_numbers(
     table = class_scores(confusion(found, truth, int(max(truth.max(), found.max()))+1))
     return {f'mean {k}':v for k,v in averaged(table).items()} | dict(dice=scores(found>0, truth>0)['dice'])
 
-# %% ../nbs/foundations/12_viewer.ipynb #7a07c41a
+# %% ../nbs/foundations/12_viewer.ipynb #89e493f8
 def as_map(m): return m.prob if isinstance(m, SlideMap) else np.asarray(m.detach().cpu() if hasattr(m, 'detach') else m)
 
 def playground(
@@ -829,6 +830,7 @@ def playground(
     truth=None, # (H,W): mask, instances or classes, as the post-processing makes
     recipe=None, # of the paper; that of scale tiny if none
     names=None, # of the classes, 'background' first
+    side:int=480, # of the picture, px, at least
     **ranges, # for a function: name: range of the parameter, as `knob` takes it
 )->Panel:
     "Sliders on a post-processing; picture and scores follow"
@@ -841,7 +843,7 @@ def playground(
         found = np.asarray(post.run(m, image, **values))
         if found.shape!=image.shape[:2]: raise DataError(f'the post-processing made {found.shape} of an image of {image.shape[:2]}')
         kind = post.kind or ('mask' if found.dtype==bool else 'instances')
-        return shown(image, found, kind, maps.get('truth'), names)
+        return shown(image, found, kind, maps.get('truth'), names, side)
     panel = Panel(draw, {k:knob(k, *o, live=False) for k,o in post.knobs.items()}, postprocess if paper else getattr(postprocess, '__name__', ''))
     panel.recipe = lambda: post.recipe and replace(post.recipe, **panel.values)
     return panel
