@@ -26,14 +26,27 @@ def test_floors_are_complaints(tmp_path, monkeypatch):
     said = check.check_floors()
     assert len(said)==2 and 'imports dclr (floor 5)' in said[0] and 'imports torch at once' in said[1]
 
+def test_exercises_are_complaints(tmp_path, monkeypatch):
+    "The check of the exercises sees what is not there, not folded, and not said"
+    def cell(kind, src, **meta): return dict(cell_type=kind, id=f'c{len(src)}', metadata=meta, source=src) | (dict(outputs=[], execution_count=None) if kind=='code' else {})
+    folded = dict(jupyter=dict(source_hidden=True))
+    one = [cell('markdown', '### Exercise 1: A'), cell('code', '#| exercise 1\na = None'), cell('code', '#| solution 1\na = 1', **folded), cell('code', '#| check 1\nassert a, "one is asked for"', **folded)]
+    two = [cell('code', '#| exercise 2\nb = None'), cell('code', '#| solution 2\nb = 1'), cell('code', '#| check 2\nassert b', **folded)]
+    path = tmp_path/'nbs'/'papers'/'10_a.ipynb'
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(dict(cells=one+two, metadata={}, nbformat=4, nbformat_minor=5)))
+    monkeypatch.setattr(check, 'root', tmp_path)
+    said = check.check_exercises()
+    assert len(said)==4 and all(s in o for s,o in zip(('there should be 1, 2, 3', 'exercise 2 lacks title, task', 'each with a sentence', 'solution of exercise 2 is not folded'), said))
+
 def test_wheel_carries_notebooks_and_claims(tmp_path):
     "What is installed with pip holds all that the command line needs"
     for d in ('nbs', 'histolab_nb'): check.shutil.copytree(root/d, tmp_path/d)
     for f in ('setup.py', 'settings.ini', 'pyproject.toml', 'README.md', 'LICENSE', 'MANIFEST.in'): check.shutil.copy(root/f, tmp_path)
     subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', 'dist', '.'], cwd=tmp_path, check=True)
     names = zipfile.ZipFile(next((tmp_path/'dist').glob('*.whl'))).namelist()
-    assert {'histolab_nb/data/claims.csv', 'histolab_nb/data/report.html.j2'} <= set(names)
-    assert {f'histolab_nb/notebooks/{p.relative_to(root/"nbs").as_posix()}' for p in check.notebooks()} <= set(names)
+    assert {'histolab_nb/data/claims.csv', 'histolab_nb/data/report.html.j2', 'histolab_nb/data/course.md.j2', 'histolab_nb/notebooks.py'} <= set(names)
+    assert {f'histolab_nb/nbs/{p.relative_to(root/"nbs").as_posix()}' for p in check.notebooks()} <= set(names)
 
 def test_results_are_whole():
     "Every record of a measurement can be read, and says what it is about"
