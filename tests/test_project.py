@@ -2,6 +2,7 @@
 import json, subprocess, sys, zipfile
 from pathlib import Path
 import pytest, check
+from fastcore.nbio import mk_cell, new_nb, write_nb
 
 root = Path(__file__).resolve().parent.parent
 light = [m for f in (0, 1) for m in check.floors[f].split() if (root/'histolab_nb'/f'{m}.py').exists()] + ['cli']
@@ -28,13 +29,12 @@ def test_floors_are_complaints(tmp_path, monkeypatch):
 
 def test_exercises_are_complaints(tmp_path, monkeypatch):
     "The check of the exercises sees what is not there, not folded, and not said"
-    def cell(kind, src, **meta): return dict(cell_type=kind, id=f'c{len(src)}', metadata=meta, source=src) | (dict(outputs=[], execution_count=None) if kind=='code' else {})
-    folded = dict(jupyter=dict(source_hidden=True))
-    one = [cell('markdown', '### Exercise 1: A'), cell('code', '#| exercise 1\na = None'), cell('code', '#| solution 1\na = 1', **folded), cell('code', '#| check 1\nassert a, "one is asked for"', **folded)]
-    two = [cell('code', '#| exercise 2\nb = None'), cell('code', '#| solution 2\nb = 1'), cell('code', '#| check 2\nassert b', **folded)]
+    folded = dict(metadata=dict(jupyter=dict(source_hidden=True)))
+    one = [mk_cell('### Exercise 1: A', 'markdown'), mk_cell('#| exercise 1\na = None'), mk_cell('#| solution 1\na = 1', **folded), mk_cell('#| check 1\nassert a, "one is asked for"', **folded)]
+    two = [mk_cell('#| exercise 2\nb = None'), mk_cell('#| solution 2\nb = 1'), mk_cell('#| check 2\nassert b', **folded)]
     path = tmp_path/'nbs'/'papers'/'10_a.ipynb'
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(dict(cells=one+two, metadata={}, nbformat=4, nbformat_minor=5)))
+    write_nb(new_nb(one+two), path)
     monkeypatch.setattr(check, 'root', tmp_path)
     said = check.check_exercises()
     assert len(said)==4 and all(s in o for s,o in zip(('there should be 1, 2, 3', 'exercise 2 lacks title, task', 'each with a sentence', 'solution of exercise 2 is not folded'), said))
