@@ -437,7 +437,7 @@ def judge(self:AnswerKernel,
     "Try an answer, whatever was tried before"
     if not self.client: self.start()
     fresh,self.fresh = self.fresh,False
-    for s in ('__import__("histolab_nb.notebooks").notebooks.clean_slate()', *exercise.setup):
+    for s in ('__import__("histolab_nb.notebooks").notebooks.clean_slate()', *exercise.setup, exercise.starter):
         if not (bad := self.run(s)): continue
         if fresh: raise DataError(f'the set-up of exercise {exercise.number} fails: {": ".join(bad)}')
         self.close()

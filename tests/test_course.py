@@ -79,7 +79,8 @@ answers = [ # exercise, code, part of what must be said; none if it holds
     (1, 'helper = 50\nanswer = helper/mpp', None),
     (1, 'print("Exercise 1 holds.")\nanswer = 25', 'divide by the width of a pixel'),
     (1, 'answer = None', 'a number is asked for'),
-    (1, 'pass', "name 'answer' is not defined: the grader runs this chapter alone"),
+    (1, 'pass', 'a number is asked for'),
+    (1, 'del answer', "name 'answer' is not defined: the grader runs this chapter alone"),
     (1, 'answer = width/mpp', "name 'width' is not defined: the grader runs this chapter alone"),
     (1, 'answer = (50/mpp', 'it ends with SyntaxError'),
     (1, 'answer = 1/0', 'it ends with ZeroDivisionError: division by zero'),
@@ -93,7 +94,7 @@ answers = [ # exercise, code, part of what must be said; none if it holds
     (2, 'def double(o): raise SystemExit', 'it ends Python'),
     (2, 'sizes.append(3)\ndef double(o): return 2*o', 'the sizes are not yours to change'),
     (2, 'def len(o): return 0\ndef double(o): return 2*o', 'the sizes are not yours to change'),
-    (2, 'exit()', 'is not defined|it ended the whole kernel'),
+    (2, 'exit()', 'using it ends with TypeError|twice is the sum|it ended the whole kernel'),
     (2, 'import os\ndef double(o): os._exit(1)', 'it ended the whole kernel'),
     (2, 'while True: print("holds"*1000)', 'does a loop never end?'),
     (2, 'def double(o):\n    while True: pass', 'does a loop never end?')]
