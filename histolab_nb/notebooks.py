@@ -26,8 +26,9 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/notebooks.html.md"""
 __all__ = ['notebooks_folder', 'paper_notebooks', 'course_notebooks', 'find_notebook', 'read_notebook', 'has_cuda', 'flags_here',
            'cell_flags', 'left_out', 'kernel_manager', 'heading', 'chapters', 'execute', 'for_report', 'Exercise',
            'exercise_part', 'exercises', 'exercise_imports', 'notebook_module', 'student_notebook', 'source_exercises',
-           'explain', 'bare', 'check_answer', 'check_exercise', 'clean_slate', 'AnswerKernel', 'judge_answers',
-           'source_name', 'answers_in', 'grade_notebook', 'course_readme', 'course_files', 'write_course']
+           'explain', 'bare', 'check_answer', 'check_exercise', 'keep_names', 'clean_slate', 'AnswerKernel',
+           'judge_answers', 'source_name', 'answers_in', 'grade_notebook', 'course_readme', 'course_files',
+           'write_course']
 
 # %% ../nbs/foundations/13_notebooks.ipynb #1106865a
 import contextlib, inspect, logging, os, re, sys, tempfile, threading, time
@@ -362,26 +363,46 @@ def check_exercise(
     elif ran and bare(ran)==bare(known[n].starter): print(f'Exercise {n}: nothing is answered yet. Change the cell that starts with #| exercise {n}, run it, then run this cell again.')
     else: print(f'Exercise {n} does not hold yet: {why}')
 
-# %% ../nbs/foundations/13_notebooks.ipynb #25d43dc4
-_slate = {}
+# %% ../nbs/foundations/13_notebooks.ipynb #d940e3f2
+_kept = {} # names of a kernel: under 0 after its first cell, under the number of an exercise what the set-up of that made
 
-def clean_slate():
-    "Set the names of this kernel, its figures and random numbers back to what they were when this was called first"
+def _copies(names):
+    "Copies of values, those that refer to each other together; what cannot be copied as it is"
+    import copy
+    res,memo = {},{}
+    for k,v in names.items():
+        try: res[k] = copy.deepcopy(v, memo)
+        except Exception: res[k] = v
+    return res
+
+def keep_names(
+    n:int, # number of an exercise, or 0
+):
+    "Remember the names that this kernel has now"
     from IPython import get_ipython
     names = get_ipython().user_ns
-    if not _slate: _slate.update(names)
+    _kept[n] = _copies({k:v for k,v in names.items() if _kept[0].get(k) is not v}) if n else dict(names)
+
+def clean_slate(
+    n:int, # number of an exercise
+):
+    "Set names, figures and random numbers of this kernel back to what was kept: in the beginning, and for exercise `n`"
+    from IPython import get_ipython
+    names = get_ipython().user_ns
     names.clear()
-    names.update(_slate)
+    names.update(_kept[0] | _copies(_kept.get(n, {})))
     if 'matplotlib.pyplot' in sys.modules: sys.modules['matplotlib.pyplot'].close('all')
     if 'torch' in sys.modules: set_seed()
 
+# %% ../nbs/foundations/13_notebooks.ipynb #25d43dc4
 class AnswerKernel:
     "A kernel for answers: starts when it is needed, and again after an answer has ended it; to be used in a `with`"
     def __init__(self,
         first:str, # cell that a new kernel starts with
         limit:float=60, # seconds for a cell
     ):
-        self.first,self.limit,self.client,self.stack,self.fresh = first,limit,None,contextlib.ExitStack(),False
+        self.first,self.limit,self.client,self.stack = first,limit,None,contextlib.ExitStack()
+        self.fresh,self.ready = False,set() # has no answer been tried in it yet?; exercises whose set-up it has kept
 
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
@@ -407,8 +428,8 @@ def start(self:AnswerKernel):
     client = Quiet(new_notebook(cells=[new_code_cell()]), km=kernel_manager(), timeout=self.limit, shutdown_kernel='immediate',
         resources=dict(metadata=dict(path=folder)), log=logging.getLogger('histolab_nb.answers'))
     self.stack.enter_context(client.setup_kernel(cleanup_kc=True, env=env))
-    self.client,self.fresh = client,True
-    if bad := self.run(self.first): raise DataError(f'the exercises cannot be graded here: {": ".join(bad)}', fix='Run histolab-nb doctor')
+    self.client,self.fresh,self.ready = client,True,set()
+    if bad := self.run(self.first) or self.run('__import__("histolab_nb.notebooks").notebooks.keep_names(0)'): raise DataError(f'the exercises cannot be graded here: {": ".join(bad)}', fix='Run histolab-nb doctor')
 
 @patch
 def run(self:AnswerKernel,
@@ -437,11 +458,14 @@ def judge(self:AnswerKernel,
     "Try an answer, whatever was tried before"
     if not self.client: self.start()
     fresh,self.fresh = self.fresh,False
-    for s in ('__import__("histolab_nb.notebooks").notebooks.clean_slate()', *exercise.setup, exercise.starter):
+    n,own = exercise.number,'__import__("histolab_nb.notebooks").notebooks.'
+    setup = [] if n in self.ready else [*exercise.setup, f'{own}keep_names({n})']
+    for s in (f'{own}clean_slate({n})', *setup, exercise.starter):
         if not (bad := self.run(s)): continue
-        if fresh: raise DataError(f'the set-up of exercise {exercise.number} fails: {": ".join(bad)}')
+        if fresh: raise DataError(f'the set-up of exercise {n} fails: {": ".join(bad)}')
         self.close()
         return self.judge(exercise, answer, again)
+    self.ready.add(n)
     bad = next(filter(None, map(self.run, answer)), None)
     checking = not bad
     if checking: bad = self.run(exercise.check)

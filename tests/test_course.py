@@ -1,5 +1,6 @@
 "The exercises of the papers, and what hands them out and grades them: on the papers, and on a lesson of a second that takes every kind of answer"
 import os, re, signal, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from importlib import util
 from pathlib import Path
 import nbformat, nbformat.v4 as v4, pandas as pd, psutil, pytest
@@ -48,17 +49,25 @@ def test_untouched_notebook_of_a_paper(paper, tmp_path):
         if exercise_part(c)[1]: c.source = known[exercise_part(c)[1]].solution.replace('solution', 'exercise', 1)
     assert {k:[bare(s) for s in v] for k,v in answers_in(given, known, exercise_imports(paper, paper)).items()}=={k:[bare(v.solution)] for k,v in known.items()}
 
-@pytest.mark.parametrize('paper', paper_notebooks())
-def test_answers_of_a_paper(paper):
-    "Every solution holds, every starter fails, and every wrong answer gets its sentence"
+def tries(paper):
+    "Solutions, starters and wrong answers of a paper, by exercise: number, code, part of what must be said"
     known,_ = source_exercises(paper)
-    wrong = [(n, code, words) for n,tries in wrong_answers(paper).items() for code,words in tries]
-    assert {n for n,*_ in wrong}==set(known)=={1,2,3}
-    tries = [(n, [v.solution]) for n,v in known.items()] + [(n, [v.starter]) for n,v in known.items()] + [(n, [code]) for n,code,_ in wrong]
-    res = judge_answers(paper, tries, again=False)
-    assert res[:3]==[(True, '')]*3
-    assert not any(ok for ok,_ in res[3:6]), f'a starter holds: {res[3:6]}'
-    for (ok,why),(n,code,words) in zip(res[6:], wrong): assert not ok and words in why, f'exercise {n}: {why!r} is said of\n{code}'
+    wrong = wrong_answers(paper)
+    assert set(known)==set(wrong)=={1,2,3} and all(wrong.values())
+    return [o for n,v in known.items() for o in ((n, v.solution, None), (n, v.starter, ''), *((n, code, words) for code,words in wrong[n]))]
+
+@pytest.fixture(scope='module')
+def judged(request):
+    "What is said of all the tries of the chosen papers, two papers at a time"
+    papers = [o.callspec.params['paper'] for o in request.session.items if o.name.startswith('test_answers_of_a_paper[')]
+    with ThreadPoolExecutor(2) as pool: yield {p:pool.submit(lambda p: judge_answers(p, [(n, [code]) for n,code,_ in tries(p)], again=False), p) for p in papers}
+
+@pytest.mark.parametrize('paper', paper_notebooks())
+def test_answers_of_a_paper(paper, judged):
+    "Every solution holds, every starter fails, and every wrong answer gets its sentence"
+    bad = [f'exercise {n}: {"holds" if ok else why} is said of\n{code}' for (n,code,words),(ok,why) in zip(tries(paper), judged[paper].result())
+        if (ok, why)!=(True, '') and words is None or words is not None and (ok or words not in why)]
+    assert not bad, '\n\n'.join(bad)
 
 # ---- a lesson
 
