@@ -281,7 +281,7 @@ def notebook_module(
 def _for_library(cell): return 'default_exp' in cell_flags(cell) or 'import nbdev_export' in cell.source or re.search(r'^__all__ *=', cell.source, re.M)
 
 # %% ../nbs/foundations/13_notebooks.ipynb #8ed0bdd2
-_kept = 'exercise|gpu|slow|data|net|truth|eval' # directives that tell a student something
+_for_students = 'exercise|gpu|slow|data|net|truth|eval' # directives that tell a student something
 
 def student_notebook(
     nb, # notebook of the package
@@ -297,7 +297,7 @@ def student_notebook(
         folded = c.cell_type=='code' and ('hide' in cell_flags(c) or {'echo', 'false'} <= set(cell_flags(c)))
         c.metadata = dict(jupyter=dict(source_hidden=True)) if folded else {}
         if part=='check': c.source,c.outputs = f'check_exercise({name!r}, {n})',[]
-        c.source = re.sub(rf'^\s*#\|(?! *({_kept})\b).*\n?' if c.cell_type=='code' else r'^\s*#\|.*\n?|^\[!\[.*\)\s*$', '', c.source, flags=re.M)
+        c.source = re.sub(rf'^\s*#\|(?! *({_for_students})\b).*\n?' if c.cell_type=='code' else r'^\s*#\|.*\n?|^\[!\[.*\)\s*$', '', c.source, flags=re.M)
     nb.cells = [c for c in nb.cells if c.source.strip()]
     turn = next((i for i,c in enumerate(nb.cells) if heading(c)=='Your turn'), None)
     if turn is not None: nb.cells.insert(turn+1, new_code_cell(exercise_imports(name, module), id=f'{nb.cells[turn].get("id", "turn")}-import'))

@@ -60,7 +60,8 @@ def tries(paper):
 def judged(request):
     "What is said of all the tries of the chosen papers, two papers at a time"
     papers = [o.callspec.params['paper'] for o in request.session.items if o.name.startswith('test_answers_of_a_paper[')]
-    with ThreadPoolExecutor(2) as pool: yield {p:pool.submit(lambda p: judge_answers(p, [(n, [code]) for n,code,_ in tries(p)], again=False), p) for p in papers}
+    judge = lambda p: judge_answers(p, [(n, [code]) for n,code,_ in tries(p)], again=False)
+    with ThreadPoolExecutor(2) as pool: yield {p:pool.submit(judge, p) for p in papers}
 
 @pytest.mark.parametrize('paper', paper_notebooks())
 def test_answers_of_a_paper(paper, judged):
