@@ -298,6 +298,7 @@ def student_notebook(
         c.metadata = dict(jupyter=dict(source_hidden=True)) if folded else {}
         if part=='check': c.source,c.outputs = f'check_exercise({name!r}, {n})',[]
         c.source = re.sub(rf'^\s*#\|(?! *({_for_students})\b).*\n?' if c.cell_type=='code' else r'^\s*#\|.*\n?|^\[!\[.*\)\s*$', '', c.source, flags=re.M)
+    for c in nb.cells: c.source = c.source.strip('\n')
     nb.cells = [c for c in nb.cells if c.source.strip()]
     turn = next((i for i,c in enumerate(nb.cells) if heading(c)=='Your turn'), None)
     if turn is not None: nb.cells.insert(turn+1, new_code_cell(exercise_imports(name, module), id=f'{nb.cells[turn].get("id", "turn")}-import'))
@@ -413,6 +414,8 @@ class AnswerKernel:
         self.stack.close()
 
 # %% ../nbs/foundations/13_notebooks.ipynb #323b9d6c
+_own = '__import__("histolab_nb.notebooks").notebooks' # this module in the kernel, whatever names the answers there have taken
+
 @patch
 def start(self:AnswerKernel):
     "Start a new kernel; `DataError` if the first cell fails in it"
@@ -429,7 +432,8 @@ def start(self:AnswerKernel):
         resources=dict(metadata=dict(path=folder)), log=logging.getLogger('histolab_nb.answers'))
     self.stack.enter_context(client.setup_kernel(cleanup_kc=True, env=env))
     self.client,self.fresh,self.ready = client,True,set()
-    if bad := self.run(self.first) or self.run('__import__("histolab_nb.notebooks").notebooks.keep_names(0)'): raise DataError(f'the exercises cannot be graded here: {": ".join(bad)}', fix='Run histolab-nb doctor')
+    bad = self.run(self.first) or self.run(f'{_own}.keep_names(0)')
+    if bad: raise DataError(f'the exercises cannot be graded here: {": ".join(bad)}', fix='Run histolab-nb doctor')
 
 @patch
 def run(self:AnswerKernel,
@@ -458,9 +462,9 @@ def judge(self:AnswerKernel,
     "Try an answer, whatever was tried before"
     if not self.client: self.start()
     fresh,self.fresh = self.fresh,False
-    n,own = exercise.number,'__import__("histolab_nb.notebooks").notebooks.'
-    setup = [] if n in self.ready else [*exercise.setup, f'{own}keep_names({n})']
-    for s in (f'{own}clean_slate({n})', *setup, exercise.starter):
+    n = exercise.number
+    setup = [] if n in self.ready else [*exercise.setup, f'{_own}.keep_names({n})']
+    for s in (f'{_own}.clean_slate({n})', *setup, exercise.starter):
         if not (bad := self.run(s)): continue
         if fresh: raise DataError(f'the set-up of exercise {n} fails: {": ".join(bad)}')
         self.close()
