@@ -31,7 +31,7 @@ __all__ = ['notebooks_folder', 'paper_notebooks', 'course_notebooks', 'find_note
            'write_course']
 
 # %% ../nbs/foundations/13_notebooks.ipynb #1106865a
-import contextlib, inspect, logging, os, re, sys, tempfile, threading, time
+import contextlib, inspect, logging, os, re, sys, tempfile, threading, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 import histolab_nb
@@ -340,7 +340,10 @@ def check_answer(
     names:dict, # of the notebook it was answered in
 )->tuple: # does it hold?; if not, why
     "Run the check of an exercise on a copy of `names`"
-    try: exec(compile(exercise.check, f'<check {exercise.number}>', 'exec'), dict(names))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            exec(compile(exercise.check, f'<check {exercise.number}>', 'exec'), dict(names))
     except (Exception, SystemExit) as e: return False,explain(type(e).__name__, str(e), True)
     return True,''
 

@@ -1,5 +1,5 @@
 "The exercises of the papers, and what hands them out and grades them: on the papers, and on a lesson of a second that takes every kind of answer"
-import os, re, signal, subprocess, sys, time
+import os, re, signal, subprocess, sys, time, warnings
 from concurrent.futures import ThreadPoolExecutor
 from importlib import util
 from pathlib import Path
@@ -224,9 +224,10 @@ def test_answers_at_once(lesson, tmp_path):
 
 def test_a_check_changes_nothing_in_the_notebook(lesson):
     known,_ = source_exercises(str(lesson))
-    known[1].check += '\nmpp = 7\ndel answer'
+    known[1].check += '\nimport warnings\nwarnings.warn("of no use to a student")\nmpp = 7\ndel answer'
     names = dict(mpp=.5, answer=100)
-    assert check_answer(known[1], names)==(True, '') and {k:names[k] for k in ('mpp', 'answer')}==dict(mpp=.5, answer=100)
+    with warnings.catch_warnings(record=True) as seen: assert check_answer(known[1], names)==(True, '')
+    assert not seen and {k:names[k] for k in ('mpp', 'answer')}==dict(mpp=.5, answer=100)
 
 # ---- the folder of a course, and the commands
 
