@@ -10,7 +10,7 @@ cfg.read(here/'settings.ini', encoding='utf-8')
 c = cfg['DEFAULT']
 lib = c['lib_name']
 folders = {p.relative_to(here/'nbs').parent for p in (here/'nbs').rglob('*.ipynb')} | {Path()}
-notebooks = {'.'.join((lib, 'notebooks', *p.parts)): (Path('nbs')/p).as_posix() for p in sorted(folders) if '.ipynb_checkpoints' not in p.parts}
+notebooks = {'.'.join((lib, 'nbs', *p.parts)): (Path('nbs')/p).as_posix() for p in sorted(folders) if '.ipynb_checkpoints' not in p.parts}
 
 setup(name=c['lib_name'], version=read_attr(f'{lib}.__version__', root_dir=here), description=c['description'], license=c['license'],
     author=c['author'], author_email=c['author_email'], keywords=c['keywords'].split(),

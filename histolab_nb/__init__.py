@@ -1,7 +1,7 @@
 """Modules:
 
 - `histolab_nb.augment`: Random views of whole batches, made on the device: crops, flips, colour, blur, edges, cutout and the dyes themselves.
-- `histolab_nb.cli`: The papers from the command line: run one, segment the nuclei of your images, look after data sets, see what this machine can do, open the notebooks.
+- `histolab_nb.cli`: The papers from the command line: run one, segment the nuclei of your images, look after data sets, see what this machine can do, open the notebooks, hand them to a class and grade them.
 - `histolab_nb.core`: The few things every notebook needs: one kind of error, one kind of recipe, a scale, a seed, a device, and files that are never half written.
 - `histolab_nb.datasets`: Annotated images of nuclei, glands and tissues, from their official downloads to arrays: one kind of sample, a reader for each data set, splits by patient, cards, checks and downloads.
 - `histolab_nb.dclr`: Contrastive learning teaches a deep U-Net what tissue looks like, two clusters turn that into a tumour map, and a convolutional CRF draws its borders.
@@ -10,6 +10,7 @@
 - `histolab_nb.instance_ssl`: A network that has never seen an outlined nucleus is shown a piece of tissue and an enlarged part of it. It has to say which of the two is enlarged and which shows more. Does it learn nuclei that way?
 - `histolab_nb.ledger`: What the papers claim, what was measured here, and the table of both.
 - `histolab_nb.metrics`: Is the map right? Counting pixels, Dice and its relatives, names for clusters without leaking the truth, how far a number can be trusted, and the scores of nuclei and glands.
+- `histolab_nb.notebooks`: Notebooks as programs: find one, run it, leave out what this machine cannot do, hand it to a class with exercises, and grade what comes back.
 - `histolab_nb.phantom`: H&E tissue made from physics, with exact truth: every nucleus, gland and tumour border is known because we put it there.
 - `histolab_nb.plots`: Every figure of these notebooks: image grids, overlays, contours, comparisons with the truth, heat maps, learning curves and scale bars.
 - `histolab_nb.postprocess`: From a rough map to a clean one, and from a clean one to nuclei: a convolutional CRF that lets every pixel ask its neighbours of the same colour, and a watershed that gives every nucleus a number of its own.

@@ -8,7 +8,7 @@ def pytest_collection_modifyitems(items): items.sort(key=lambda o: o.path.name!=
 
 def pytest_report_collectionfinish(items):
     if not any(o.name.startswith('test_notebook[') for o in items): return
-    from histolab_nb.cli import flags_here
+    from histolab_nb.notebooks import flags_here
     return [f'cells flagged {k} are left out: {v}' if v else f'cells flagged {k} run' for k,v in flags_here().items()]
 
 def pytest_report_teststatus(report, config):

@@ -5,7 +5,7 @@ import json, os, re, shutil, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import pytest
-from histolab_nb.cli import flags_here
+from histolab_nb.notebooks import flags_here
 
 root = Path(__file__).resolve().parent.parent
 at_once = 2

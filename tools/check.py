@@ -7,7 +7,7 @@ from pathlib import Path
 root = Path(__file__).resolve().parent.parent
 bin_dir = Path(sys.executable).parent
 
-floors = {0:'core ledger', 1:'slides stain metrics plots datasets', 2:'phantom augment postprocess', 3:'training', 4:'inference',
+floors = {0:'core ledger', 1:'slides stain metrics plots datasets notebooks', 2:'phantom augment postprocess', 3:'training', 4:'inference',
     5:'dclr scale_attention instance_ssl glands unet_sharp', 6:'viewer cli'}
 floor_of = {m:f for f,ms in floors.items() for m in ms.split()}
 heavy = {'torch', 'torchvision', 'fastai', 'kornia', 'timm'}
@@ -144,6 +144,25 @@ def check_shape():
         if f['median']>4: bad.append(f'{name(p)}: the median code cell has {f["median"]} lines')
         if f['longest_exported']>50: bad.append(f'{name(p)}: an exported cell has {f["longest_exported"]} lines')
         if f['words']<f['lines']: bad.append(f'{name(p)}: {f["words"]} words of prose for {f["lines"]} lines of code')
+    return bad
+
+def check_exercises():
+    "Has every paper three whole exercises, with folded solutions and checks, and a sentence for everything a check finds?"
+    from histolab_nb.notebooks import exercise_part, exercises, read_notebook
+    bad = []
+    for p in notebooks():
+        if p.parent.name!='papers': continue
+        nb = read_notebook(p)
+        found = exercises(nb)
+        if list(found)!=[1,2,3]: bad.append(f'{name(p)} has the exercises {", ".join(map(str, found)) or "none"}: there should be 1, 2, 3')
+        for e in found.values():
+            lost = [k for k in ('title', 'task', 'starter', 'solution', 'check') if not getattr(e, k)]
+            if lost: bad.append(f'{name(p)}: exercise {e.number} lacks {", ".join(lost)}')
+            claims = [o for o in ast.walk(ast.parse(e.check)) if isinstance(o, ast.Assert)]
+            if not claims or not all(o.msg for o in claims): bad.append(f'{name(p)}: the check of exercise {e.number} needs assertions, each with a sentence')
+        for c in nb.cells:
+            part,n = exercise_part(c)
+            if part in ('solution', 'check') and not c.metadata.get('jupyter', {}).get('source_hidden'): bad.append(f'{name(p)}: the {part} of exercise {n} is not folded')
     return bad
 
 checks = [v for k,v in sorted(globals().items()) if k.startswith('check_')]

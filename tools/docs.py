@@ -6,7 +6,7 @@ import json, os, re, shutil, subprocess, sys, tempfile
 from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
-from histolab_nb.cli import for_report, heading
+from histolab_nb.notebooks import for_report, heading
 
 root = Path(__file__).resolve().parent.parent
 site = root/'_docs'

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
-from histolab_nb.cli import for_report
+from histolab_nb.notebooks import for_report
 
 root = Path(__file__).resolve().parent.parent
 images = 'docs/images'
