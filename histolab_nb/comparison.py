@@ -22,6 +22,14 @@ One method on one image:
 
 The result holds the scores of every image. `numbers` are their means with a bootstrap interval over the images, `table` is the same as text, and `gain` compares two methods image by image, which is the sharper question: images differ more than methods do.
 
+The means:
+
+The text of the table shows two digits: with the intervals that a handful of images has, a third would promise too much.
+
+The difference of two methods:
+
+And all of it together. Which images a method has seen is asked before anything runs.
+
 ## Networks that learn from outlines
 
 Two networks of the papers learn from outlines: the ResUNet of the instance-aware paper, which learns body, boundary and background, and U-Net#, whose classes are merged here into one. Both get the same images. `comparison_recipes` are the recipes of the papers at a scale, with three changes: U-Net# reads images of 0.25 µm per pixel as the others do, pieces of less than 30 px are dropped as in the other methods, and at `small` it sees as many crops as the ResUNet. `tiny` is shorter than in their own notebooks.
@@ -32,9 +40,13 @@ Two networks of the papers learn from outlines: the ResUNet of the instance-awar
 
 `match_map` sorts the pixels of truth and prediction. A *hit* is a predicted nucleus that overlaps a true one with an IoU above one half, as PQ counts. A *miss* is a true nucleus that nothing touches in the way that counts, a *false alarm* a predicted one. Where a missed nucleus and a false alarm lie on each other, something was found but not as this nucleus: nuclei that were merged, one that was split, or a poor outline. That gets a colour of its own.
 
+`show_comparison` lays these colours over the image, with a row for each image and a column for each method.
+
 ### Keeping a comparison
 
 A comparison with training takes a while, so its numbers are kept: `save_comparison` writes them with version, commit and device into the folder of results, `load_comparison` reads them back. Pictures are not kept.
+
+And back:
 
 Docs: https://histolab-nb.github.io/histolab_nb/course/compare_nuclei.html.md"""
 
@@ -157,6 +169,7 @@ def numbers(self:Comparison)->pd.DataFrame:
     "Mean and 95 % bootstrap interval of each score: a row a method and score, columns mean, low, high, images"
     return pd.concat({k:summary_table(t.droplevel(0)[score_columns]) for k,t in self.scores.groupby(level=0, sort=False)}, names=['method','score'])
 
+# %% ../nbs/course/03_compare_nuclei.ipynb #776d510f
 @patch(as_prop=True)
 def table(self:Comparison)->pd.DataFrame:
     "A row a method: scores with intervals as text, median seconds an image, and the outlines it has seen"
@@ -165,6 +178,7 @@ def table(self:Comparison)->pd.DataFrame:
     seconds = self.scores.seconds.groupby(level=0).median().map('{:.2f}'.format)
     return res.assign(seconds=seconds, outlines_seen=pd.Series(self.labels)).rename(columns=lambda c: c.replace('_', ' ')).rename_axis(index=None, columns=None)
 
+# %% ../nbs/course/03_compare_nuclei.ipynb #874bc851
 @patch
 def gain(self:Comparison,
     a:str, # name of a method
