@@ -2,6 +2,7 @@
 
 - `histolab_nb.augment`: Random views of whole batches, made on the device: crops, flips, colour, blur, edges, cutout and the dyes themselves.
 - `histolab_nb.cli`: The papers from the command line: run one, segment the nuclei of your images, look after data sets, see what this machine can do, open the notebooks, hand them to a class and grade them.
+- `histolab_nb.comparison`: All nuclei methods of this package on the same images: one table, one picture, and for each method what it has been shown before.
 - `histolab_nb.core`: The few things every notebook needs: one kind of error, one kind of recipe, a scale, a seed, a device, and files that are never half written.
 - `histolab_nb.datasets`: Annotated images of nuclei, glands and tissues, from their official downloads to arrays: one kind of sample, a reader for each data set, splits by patient, cards, checks and downloads.
 - `histolab_nb.dclr`: Contrastive learning teaches a deep U-Net what tissue looks like, two clusters turn that into a tumour map, and a convolutional CRF draws its borders.

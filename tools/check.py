@@ -8,7 +8,7 @@ root = Path(__file__).resolve().parent.parent
 bin_dir = Path(sys.executable).parent
 
 floors = {0:'core ledger', 1:'slides stain metrics plots datasets notebooks', 2:'phantom augment postprocess', 3:'training', 4:'inference',
-    5:'dclr scale_attention instance_ssl glands unet_sharp', 6:'viewer cli'}
+    5:'dclr scale_attention instance_ssl glands unet_sharp', 6:'viewer comparison cli'}
 floor_of = {m:f for f,ms in floors.items() for m in ms.split()}
 heavy = {'torch', 'torchvision', 'fastai', 'kornia', 'timm'}
 
