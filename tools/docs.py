@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 import nbformat
 from bs4 import BeautifulSoup
-from fastcore.docments import docments, isdataclass
+from fastcore.docments import docments
 from nbconvert import MarkdownExporter
 from nbconvert.filters import strip_ansi
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
@@ -47,6 +47,8 @@ def code_html(code, lang='python'):
     except ValueError: lexer = get_lexer_by_name('text')
     return highlight(code.rstrip(), lexer, HtmlFormatter(cssclass='highlight', wrapcode=True))
 
+def head_link(anchor): return f'<a class="headerlink" href="#{quote(anchor)}" title="Link to this place">¶</a>'
+
 def plain(md):
     "The words of a piece of Markdown"
     return ' '.join(BeautifulSoup(markdown(md), 'html.parser').get_text().split())
@@ -77,7 +79,7 @@ def polish(text, name, symbols, folder='.', seen=None):
         anchor = h.get('id') or re.sub(r'\s+', '-', h.get_text().strip())
         seen[anchor] = seen.get(anchor, 0)+1
         h['id'] = anchor + f'_{seen[anchor]-1}'*(seen[anchor]>1)
-        h.append(BeautifulSoup(f'<a class="headerlink" href="#{quote(h["id"])}" title="Link to this chapter">¶</a>', 'html.parser'))
+        h.append(BeautifulSoup(head_link(h['id']), 'html.parser'))
     for a in soup.find_all('a', href=True):
         if badge := a.find('img', src=re.compile('colab-badge')): badge.replace_with(badge['alt'])
         if 'colab.research' in a['href']: a['class'] = 'badge'
@@ -152,7 +154,8 @@ def notebook_page(nb, rel, symbols):
             files |= mine
             if re.search(r'^#\|\s*exports?\b', source[c.id], re.M): exports.append((c.source, where))
             figures += [(f, alt, *where) for f in mine]
-            parts.append(('' if c.metadata['transient']['remove_source'] else code_html(c.source)) + ''.join(output_html(o, name, symbols, rel.parent) for o in c.outputs))
+            if not c.metadata['transient']['remove_source']: parts.append(code_html(c.source))
+            parts += [output_html(o, name, symbols, rel.parent) for o in c.outputs]
     links = f'<p class="origin"><a href="{home}/blob/main/nbs/{quote(rel.as_posix())}">Notebook on GitHub</a></p>'
     if (m := next((re.search(r'^#\|\s*default_exp\s+(\w+)', s) for s in source.values() if 'default_exp' in s), None)):
         links = links.replace('</p>', f' · <a href="{relative(f"api/{m[1]}.html", name)}">API of <code>{m[1]}</code></a></p>')
@@ -169,28 +172,34 @@ def module_symbols(mod):
     res,path = {},Path(inspect.getsourcefile(mod))
     def add(name, node, obj, kind): res[name] = Symbol(name, node.lineno, kind, obj, [])
     def method(cls, node):
-        if cls not in res or node.name.startswith('_') or node.name in [m.name.split('.')[1] for m in res[cls].members]: return
-        obj = inspect.getattr_static(res[cls].obj, node.name, None)
-        res[cls].members.append(Symbol(f'{cls}.{node.name}', node.lineno, 'property' if isinstance(obj, property) else 'method', getattr(res[cls].obj, node.name, obj), []))
+        if cls not in res or node.name.startswith('_') or f'{cls}.{node.name}' in [m.name for m in res[cls].members]: return
+        kind = 'property' if isinstance(inspect.getattr_static(res[cls].obj, node.name, None), property) else 'method'
+        res[cls].members.append(Symbol(f'{cls}.{node.name}', node.lineno, kind, getattr(res[cls].obj, node.name), []))
     for node in ast.parse(path.read_text(encoding='utf-8')).body:
         if isinstance(node, ast.Assign):
-            for t in (o for t in node.targets for o in (t.elts if isinstance(t, ast.Tuple) else [t]) if isinstance(o, ast.Name)):
+            targets = (o for t in node.targets for o in (t.elts if isinstance(t, ast.Tuple) else [t]) if isinstance(o, ast.Name))
+            for t in targets:
                 if not t.id.startswith('_') and t.id in getattr(mod, '__all__', [t.id]): add(t.id, node, getattr(mod, t.id), 'value')
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): continue
-        patched = [ast.unparse(a.annotation) for a in getattr(getattr(node, 'args', None), 'args', [])[:1] if a.annotation and 'patch' in map(ast.unparse, node.decorator_list)]
         if any(ast.unparse(d).startswith('patch') for d in node.decorator_list):
-            for cls in patched: method(cls, node)
+            for cls in ast.unparse(node.args.args[0].annotation).split(' | '): method(cls, node)
         elif not node.name.startswith('_'):
             add(node.name, node, getattr(mod, node.name), 'class' if isinstance(node, ast.ClassDef) else 'function')
             for o in node.body if isinstance(node, ast.ClassDef) else []:
                 if isinstance(o, (ast.FunctionDef, ast.AsyncFunctionDef)): method(node.name, o)
     return list(res.values())
 
-def short(o):
-    "A default or a type in a few characters"
-    if isinstance(o, type) and not hasattr(o, '__args__') or inspect.isroutine(o): return o.__name__
-    s = re.sub(r' at 0x[0-9a-f]+', '', o if isinstance(o, str) else inspect.formatannotation(o) if hasattr(o, '__args__') else repr(o))
-    return s if len(s)<60 else s[:57]+'…'
+def cut(s): return s if len(s)<60 else s[:57]+'…'
+
+def type_text(o):
+    "A type without the names of modules"
+    if isinstance(o, type) and not hasattr(o, '__args__'): return o.__name__
+    return cut(re.sub(r'\b(?:[a-z_]\w*\.)+(?=[A-Za-z_])', '', o if isinstance(o, str) else inspect.formatannotation(o)))
+
+def value_text(o):
+    "A default or a constant"
+    if inspect.isroutine(o) or isinstance(o, type): return o.__name__
+    return '…' if 'factory' in repr(o) else cut(re.sub(r' at 0x[0-9a-f]+', '', repr(o)))
 
 def signature(sym):
     "How `sym` is called, without the types that stand in its table; its parameters with their comments"
@@ -202,11 +211,15 @@ def signature(sym):
         if p.name=='self' and sym.kind in ('method', 'property'): continue
         if p.kind is p.KEYWORD_ONLY and not star: show.append('*')
         star = star or p.kind in (p.VAR_POSITIONAL, p.KEYWORD_ONLY)
-        default = '…' if 'factory' in repr(p.default) else short(p.default)
-        show.append({p.VAR_POSITIONAL:'*', p.VAR_KEYWORD:'**'}.get(p.kind, '') + p.name + (f'={default}' if p.default is not p.empty else ''))
+        show.append({p.VAR_POSITIONAL:'*', p.VAR_KEYWORD:'**'}.get(p.kind, '') + p.name + (f'={value_text(p.default)}' if p.default is not p.empty else ''))
     if sym.kind=='property': return sym.name, docs
     line = f'{sym.name}({", ".join(show)})'
     return (line if len(line)<100 else f'{sym.name}(\n    ' + ',\n    '.join(show) + ')'), docs
+
+def table(heads, rows, cls='list'):
+    "A table of HTML that may be wider than the page"
+    head,body = ''.join(f'<th>{o}</th>' for o in heads),''.join(f'<tr>{o}</tr>' for o in rows)
+    return f'<div class="wide"><table class="{cls}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 def cell(s): return re.sub(r'`([^`]+)`', r'<code>\1</code>', html.escape(str(s), quote=False))
 
@@ -216,29 +229,31 @@ def parameter_table(docs, cls=False):
     if not any(v.get('docment') for v in docs.values()): return ''
     rows = []
     for k,v in docs.items():
-        anno,default = ('' if v.get(o, inspect._empty) is inspect._empty else short(v[o]) for o in ('anno', 'default'))
+        anno,default = ('' if v.get(o, inspect._empty) is inspect._empty else text(v[o]) for o,text in (('anno', type_text), ('default', value_text)))
         if k=='return' and not (anno or v.get('docment')): continue
-        if 'factory' in default: default = '…'
         nm = '<em>returns</em>' if k=='return' else f'<code>{html.escape(k)}</code>'
-        rows.append(f'<tr><td>{nm}</td>' + ''.join(f'<td>{f"<code>{html.escape(o)}</code>" if o else ""}</td>' for o in (anno, default)) + f'<td>{cell(v.get("docment") or "")}</td></tr>')
-    return f'<div class="wide"><table class="parameters"><thead><tr><th>parameter</th><th>type</th><th>default</th><th>meaning</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        cols = [nm, *(f'<code>{html.escape(o)}</code>' if o else '' for o in (anno, default)), cell(v.get('docment') or '')]
+        rows.append(''.join(f'<td>{o}</td>' for o in cols))
+    return table(['parameter', 'type', 'default', 'meaning'], rows, 'parameters')
 
 def chapter_of(page, name):
     "Heading and anchor of the chapter of a notebook's page that defines `name`"
-    pat = re.compile(rf'^(?:(?:async )?def|class) {name.split(".")[-1]}\b|^[\w, ]*\b{name}\b[\w, ]*=[^=]', re.M)
-    return next((where for src,where in page.exports if pat.search(src)), None)
+    cls,_,short_name = name.rpartition('.')
+    pat = rf'^@?patch.*\n(?:async )?def {short_name}\(\s*self:{cls}\b|^class {cls}\b(?s:.*?)\n +(?:async )?def {short_name}\b' if cls else \
+        rf'^(?:(?:async )?def|class) {name}\b|^[\w, ]*\b{name}\b[\w, ]*=[^=]'
+    return next((where for src,where in page.exports if re.search(pat, src, re.M)), None)
 
 def symbol_html(sym, page, mod, level=2):
     "Heading, signature, docstring and parameters of a symbol, with links to chapter and source"
-    anchor,(line,docs) = quote(sym.name),(sym.name, {}) if sym.kind=='value' else signature(sym)
+    line,docs = (sym.name, {}) if sym.kind=='value' else signature(sym)
     links = [f'<a href="{home}/blob/main/histolab_nb/{mod}.py#L{sym.line}">source</a>']
     if where := chapter_of(page, sym.name): links.insert(0, f'<a href="{relative(page.name, "api/x")}.html#{quote(where[1])}">{html.escape(where[0])}</a>')
     doc = '' if sym.kind=='value' else inspect.getdoc(sym.obj) or ''
     if sym.kind=='class' and doc.startswith(f'{sym.name}('): doc = ''
-    if sym.kind=='value': line = f'{sym.name} = {short(sym.obj)}'
-    head = f'<h{level} id="{html.escape(sym.name)}">{html.escape(sym.name)}<a class="headerlink" href="#{anchor}" title="Link to this entry">¶</a></h{level}>'
-    inner = head + f'<p class="origin">{sym.kind} · {" · ".join(links)}</p>' + code_html(line) + (markdown(doc) if doc else '') + parameter_table(docs, sym.kind=='class')
-    return f'<div class="symbol">{inner}</div>' + ''.join(symbol_html(m, page, mod, level+1) for m in sym.members)
+    if sym.kind=='value': line = f'{sym.name} = {value_text(sym.obj)}'
+    head = f'<h{level} id="{html.escape(sym.name)}">{html.escape(sym.name)}{head_link(sym.name)}</h{level}>'
+    head += f'<p class="origin">{sym.kind} · {" · ".join(links)}</p>'
+    return f'<div class="symbol">{head}{code_html(line)}{markdown(doc)}{parameter_table(docs, sym.kind=="class")}</div>' + ''.join(symbol_html(m, page, mod, level+1) for m in sym.members)
 
 def api_page(mod, page, symbols):
     "The page of a module; `page` is that of its notebook"
@@ -250,19 +265,19 @@ def api_page(mod, page, symbols):
 
 def api_index(pages):
     "All modules and what they are for"
-    rows = ''.join(f'<tr><td><a href="{Path(p.name).name}.html"><code>{p.title}</code></a></td><td>{html.escape(p.about)}</td></tr>' for p in pages)
+    rows = [f'<td><a href="{p.title}.html"><code>{p.title}</code></a></td><td>{html.escape(p.about)}</td>' for p in pages]
     lead = 'Every public function and class, from the modules themselves. The notebooks show them at work.'
-    body = f'<h1 id="API">API</h1><p>{lead}</p><div class="wide"><table><thead><tr><th>module</th><th>what it does</th></tr></thead><tbody>{rows}</tbody></table></div>'
-    return Page('api/index', 'Overview', lead, body)
+    return Page('api/index', 'Overview', lead, f'<h1 id="API">API</h1><p>{lead}</p>' + table(['module', 'what it does'], rows))
 
 def gallery(pages):
     "All figures, each with a link to its page and chapter"
     parts = []
     for p in (p for p in pages if p.figures):
-        items = [f'<figure><a href="{p.name}.html#{quote(anchor)}"><img src="{quote(f)}" alt="{html.escape(alt)}" loading="lazy"></a><figcaption>{html.escape(where)}</figcaption></figure>'
+        img = lambda f,alt: f'<img src="{quote(f)}" alt="{html.escape(alt)}" loading="lazy">'
+        items = [f'<figure><a href="{p.name}.html#{quote(anchor)}">{img(f, alt)}</a><figcaption>{html.escape(where)}</figcaption></figure>'
             for f,alt,where,anchor in p.figures]
         anchor = p.name.replace('/', '-')
-        head = f'<h2 id="{anchor}"><a href="{p.name}.html">{html.escape(p.title)}</a><a class="headerlink" href="#{anchor}" title="Link to this page">¶</a></h2>'
+        head = f'<h2 id="{anchor}"><a href="{p.name}.html">{html.escape(p.title)}</a>{head_link(anchor)}</h2>'
         parts.append(f'{head}<div class="gallery">{"".join(items)}</div>')
     lead = 'Every figure of the notebooks, as its cell drew it. A click leads to the chapter.'
     return Page('gallery', 'Gallery', lead, f'<h1 id="Gallery">Gallery</h1><p>{lead}</p>{"".join(parts)}')
@@ -290,14 +305,17 @@ def navigation(pages):
 
 def config(folder, nav):
     "Settings of MkDocs"
-    scheme = lambda media,scheme,icon,to: dict(media=media, primary='deep purple', accent='pink', toggle=dict(icon=icon, name=f'Switch to {to} mode')) | (dict(scheme=scheme) if scheme else {})
-    palette = [scheme('(prefers-color-scheme)', None, 'material/brightness-auto', 'light'),
-        scheme('(prefers-color-scheme: light)', 'default', 'material/brightness-7', 'dark'), scheme('(prefers-color-scheme: dark)', 'slate', 'material/brightness-4', 'system')]
+    look = lambda prefers,icon,to: dict(media=f'(prefers-color-scheme{prefers})', primary='deep purple', accent='pink', toggle=dict(icon=icon, name=f'Switch to {to}'))
+    palette = [look('', 'material/brightness-auto', 'light'), look(': light', 'material/brightness-7', 'dark') | dict(scheme='default'),
+        look(': dark', 'material/brightness-4', 'the setting of the system') | dict(scheme='slate')]
     features = ['navigation.tabs', 'navigation.top', 'navigation.footer', 'navigation.indexes', 'toc.follow', 'search.highlight', 'search.suggest', 'content.code.copy']
-    theme = dict(name='material', custom_dir=str(root/'tools'/'site'/'overrides'), font=False, features=features, palette=palette, icon=dict(logo='material/microscope', repo='fontawesome/brands/github'))
-    return dict(site_name='histolab_nb', site_url=url, site_description='Five histology papers you can read, run and change', docs_dir=str(folder), site_dir=str(site), use_directory_urls=False,
-        nav=nav, theme=theme, repo_url=home, repo_name='histolab_nb', copyright='Apache License 2.0. For teaching and research, never for diagnosis.', extra_css=['assets/site.css'],
-        extra=dict(generator=False, polyfills=['assets/iframe-worker.js']), plugins=['search', 'offline'])
+    theme = dict(name='material', custom_dir=str(root/'tools'/'site'/'overrides'), font=False, features=features, palette=palette,
+        icon=dict(logo='material/microscope', repo='fontawesome/brands/github'))
+    words = r'''[\s\-.,:;!=?*+/|\[\](){}<>"'`]+|&[lg]t;''' # what separates the words of the search
+    return dict(site_name='histolab_nb', site_url=url, site_description='Five histology papers you can read, run and change',
+        docs_dir=str(folder), site_dir=str(site), use_directory_urls=False, nav=nav, theme=theme, repo_url=home, repo_name='histolab_nb',
+        copyright='Apache License 2.0. For teaching and research, never for diagnosis.', extra_css=['assets/site.css'],
+        extra=dict(generator=False, polyfills=['assets/iframe-worker.js']), plugins=[dict(search=dict(separator=words)), 'offline'])
 
 def build(pages, folder):
     "Let MkDocs put the pages into the site; `folder` is for its files"
@@ -316,7 +334,7 @@ def build(pages, folder):
     docs = folder/'pages'
     for p in pages:
         (docs/f'{p.name}.md').parent.mkdir(parents=True, exist_ok=True)
-        meta = dict(title=p.title, description=p.about, math='class="math"' in p.body)
+        meta = dict(title=p.title, description=p.about, math='class="math"' in p.body) | (dict(hide=['navigation']) if '/' not in p.name else {})
         (docs/f'{p.name}.md').write_text(f'---\n{json.dumps(meta)}\n---\n', encoding='utf-8')
     shutil.copytree(root/'tools'/'site'/'assets', docs/'assets')
     shutil.copy(Path(mathjax.__file__).parent/'static'/'mathjax'/'es5'/'tex-svg.js', docs/'assets')
@@ -328,7 +346,10 @@ def build(pages, folder):
 
 class _Links(HTMLParser):
     "Anchors, links and loaded files of a page"
-    def __init__(self): super().__init__(); self.ids,self.links,self.loads = set(),[],[]
+    def __init__(self):
+        super().__init__()
+        self.ids,self.links,self.loads = set(),[],[]
+
     def handle_starttag(self, tag, attrs):
         d = dict(attrs)
         self.ids |= {d[k] for k in ('id', 'name') if d.get(k)}
