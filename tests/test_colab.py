@@ -14,13 +14,13 @@ own = {'ipywidgets':'==7.7.1', 'widgetsnbextension':'<4', 'jupyterlab-widgets':'
 
 def the_cell(asked=source): return check.badge_of(next((check.root/'nbs'/'papers').glob('*.ipynb')))[1].replace(source, asked)
 
-def needed(name, found):
-    "Names of the distributions that `name` needs here, itself included"
-    name = canonicalize_name(name)
-    if name in found: return found
-    found.add(name)
-    for r in map(Requirement, md.requires(name) or []):
-        if not r.marker or r.marker.evaluate(dict(extra='')): needed(r.name, found)
+def needed(name, extras=(), found=None):
+    "Names of the distributions that `name` with its extras needs here, itself included; those with the extras they were seen with"
+    found,name = {} if found is None else found,canonicalize_name(name)
+    new = {'', *extras} - found.setdefault(name, set())
+    found[name] |= new
+    for r in map(Requirement, md.requires(name) or []) if new else []:
+        if not r.marker or any(r.marker.evaluate(dict(extra=e)) for e in new): needed(r.name, r.extras, found)
     return found
 
 def link(name, folder):
@@ -58,8 +58,9 @@ class Colab:
         (self.fake/'google'/'colab').mkdir(parents=True)
         (self.fake/'google'/'colab'/'__init__.py').touch()
         self.there.mkdir()
-        for name in sorted(needed('histolab_nb', set()) - missing - {'numpy', 'pip', *own}): link(name, self.there)
+        for name in sorted(set(needed('histolab_nb')) - missing - {'numpy', 'pip', *own}): link(name, self.there)
         (self.site/'there.pth').write_text(f'{self.there}\n')
+        self.pip('uninstall', '-q', '-y', 'setuptools') # of a venv of Python 3.11; that of the links is newer
         major,minor = md.version('numpy').split('.')[:2]
         done = self.pip('install', '-q', '--no-deps', f'numpy<{major}.{minor}', *(f'{k}{v}' for k,v in own.items()))
         assert done.returncode==0, done.stderr
