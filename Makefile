@@ -9,9 +9,9 @@ ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] <= (3,13))' >/dev/null 2>&1 && echo $$p && break; done)
 
-.PHONY: help setup demo test lab check readme docs bench constraints
+.PHONY: help setup demo test browser-test lab check readme docs bench constraints
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(READY): settings.ini setup.py pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11, 3.12 or 3.13 is needed: https://www.python.org/downloads"; exit 1; }
@@ -30,6 +30,9 @@ demo: $(READY) ## run the DCLR paper from a slide to a tumour map, with a report
 test: $(READY) ## run every notebook as a test, then the other tests; ARGS='-k slides' runs a part
 	@$(BIN)/python -m pytest $(ARGS)
 
+browser-test: $(VENV)/.browser ## try the widgets in JupyterLab with Chromium or Chrome; pictures go to out/browser
+	@$(BIN)/python -m pytest -o addopts="-v -ra --tb=short" tests/browser $(ARGS)
+
 lab: $(READY) ## open the notebooks in JupyterLab
 	@$(BIN)/histolab-nb lab $(ARGS)
 
@@ -45,7 +48,7 @@ docs: $(VENV)/.docs ## write the site into _docs: notebooks, API, gallery; follo
 bench: $(VENV)/.bench ## time this package beside others; ratios go to results/ (CONTRIBUTING.md lists them)
 	@for f in benchmarks/*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
 
-$(VENV)/.docs $(VENV)/.bench: $(VENV)/.%: $(READY)
+$(VENV)/.docs $(VENV)/.bench $(VENV)/.browser: $(VENV)/.%: $(READY)
 	@$(BIN)/python -m pip install -q $(PIP_FLAGS) -c constraints.txt -e '.[$*]'
 	@touch $@
 

@@ -20,5 +20,5 @@ setup(name=c['lib_name'], version=read_attr(f'{lib}.__version__', root_dir=here)
     classifiers=[f"Development Status :: {c['status']}", f"Intended Audience :: {c['audience']}",
         *(f'Programming Language :: Python :: {v}' for v in c['python_versions'].split())],
     packages=[lib, f'{lib}.data', *notebooks], package_dir={lib: lib, **notebooks},
-    package_data={f'{lib}.data': ['*.csv', '*.j2', '*.json', '*.safetensors'], **{k: ['*.ipynb'] for k in notebooks}},
+    package_data={f'{lib}.data': ['*.csv', '*.j2', '*.js', '*.json', '*.safetensors'], **{k: ['*.ipynb'] for k in notebooks}},
     entry_points=dict(console_scripts=c['console_scripts'].split('\n'), nbdev=[f'{lib}={lib}._modidx:d']))

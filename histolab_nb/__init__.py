@@ -17,6 +17,7 @@
 - `histolab_nb.slides`: Whole-slide images: open them, read them at the scale you want, find the tissue, cut tiles, write new ones.
 - `histolab_nb.stain`: How much dye is in a pixel, and how to make slides of different laboratories look alike: optical density, Macenko, Reinhard, stain separation, H&E jitter.
 - `histolab_nb.training`: What a long training run needs around fastai's `Learner`: augmentation on the device, a look at the hardware, weights that are safe to share, and runs that can be killed.
-- `histolab_nb.unet_sharp`: Which pixels are nuclei, and of what kind? A network whose every step sees all its scales, gates between them, a loss for classes that are rare, and a look at what that loss really did."""
+- `histolab_nb.unet_sharp`: Which pixels are nuclei, and of what kind? A network whose every step sees all its scales, gates between them, a loss for classes that are rare, and a look at what that loss really did.
+- `histolab_nb.viewer`: Look closely: a slide to pan and zoom in a cell, predictions beside the truth, and the knobs of every paper's post-processing under your fingers."""
 
 __version__ = "0.1.0"

@@ -11,7 +11,7 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/plots.html.md"""
 
 # %% auto #0
 __all__ = ['palette', 'colours', 'small_pictures', 'as_image', 'show_image', 'show_grid', 'legend', 'overlay', 'contours',
-           'compare', 'heatmap', 'scale_bar', 'curves']
+           'compare', 'heatmap', 'bar_length', 'bar_text', 'scale_bar', 'curves']
 
 # %% ../nbs/foundations/05_plots.ipynb #ece02979
 import io, numpy as np, matplotlib.pyplot as plt
@@ -205,6 +205,19 @@ def heatmap(
     if colorbar: ax.figure.colorbar(m, ax=ax, fraction=0.04, pad=0.02).ax.tick_params(labelsize=7)
     return ax
 
+# %% ../nbs/foundations/05_plots.ipynb #b7a10c21
+def bar_length(
+    room:float, # that it may take, micrometres
+)->float: # micrometres
+    "The largest round length that fits: 1, 2, 5, 10, 20, 50 ..."
+    return max(s*10.**e for s in (1,2,5) for e in range(-3, 6) if e==-3 or s*10.**e<=room)
+
+def bar_text(
+    um:float, # micrometres
+)->str:
+    "A length in words"
+    return f'{um/1000:g} mm' if um>=1000 else f'{um:g} µm'
+
 # %% ../nbs/foundations/05_plots.ipynb #5905104f
 def scale_bar(
     ax, # axes with an image on it
@@ -213,11 +226,8 @@ def scale_bar(
 )->float: # length of the bar, micrometres
     "Add a scale bar to an image"
     if not mpp or not np.isfinite(mpp) or mpp<0: raise DataError(f'{mpp!r} micrometres per pixel is no scale', fix='Give the mpp of the image as it is drawn')
-    if um is None:
-        room = abs(np.diff(ax.get_xlim())[0])*mpp/4
-        um = max(s*10.**e for s in (1,2,5) for e in range(-3, 6) if s*10.**e<=room)
-    text = f'{um/1000:g} mm' if um>=1000 else f'{um:g} µm'
-    bar = AnchoredSizeBar(ax.transData, um/mpp, text, 'lower right', pad=0.3, borderpad=0.4, sep=2, size_vertical=um/mpp/20, frameon=True, prop=dict(size=7))
+    if um is None: um = bar_length(abs(np.diff(ax.get_xlim())[0])*mpp/4)
+    bar = AnchoredSizeBar(ax.transData, um/mpp, bar_text(um), 'lower right', pad=0.3, borderpad=0.4, sep=2, size_vertical=um/mpp/20, frameon=True, prop=dict(size=7))
     bar.patch.set(alpha=0.8, linewidth=0)
     ax.add_artist(bar)
     return um
