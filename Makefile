@@ -42,7 +42,7 @@ check: $(READY) ## is the library in step with the notebooks, are they clean and
 readme: $(READY) ## write README.md from nbs/index.ipynb
 	@$(BIN)/python tools/readme.py
 
-docs: $(VENV)/.docs ## write the pages of the notebooks into _docs
+docs: $(VENV)/.docs ## write the site into _docs: notebooks, API, gallery; follow every link
 	@$(BIN)/python tools/docs.py
 
 bench: $(VENV)/.bench ## time this package beside others; ratios go to results/ (CONTRIBUTING.md lists them)

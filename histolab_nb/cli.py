@@ -19,9 +19,10 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'save_pictures', 'as_text', 'write_report', 'run_settings', 'prepare_folder', 'run_notebook',
-           'run_facts', 'peak_memory', 'finish', 'check_packages', 'check_imports', 'check_machine', 'device_name',
-           'command', 'paper_tables', 'run', 'demo', 'doctor', 'working_copy', 'lab', 'data_show', 'data_check',
-           'data_get', 'check_stems', 'nuclei_line', 'segment', 'grade_file', 'course', 'grade', 'main']
+           'run_facts', 'peak_memory', 'finish', 'check_packages', 'check_imports', 'in_colab', 'check_widgets',
+           'device_name', 'check_device', 'check_machine', 'findings', 'doctor', 'command', 'paper_tables', 'run',
+           'demo', 'working_copy', 'lab', 'data_show', 'data_check', 'data_get', 'check_stems', 'nuclei_line',
+           'segment', 'grade_file', 'course', 'grade', 'main']
 
 # %% ../nbs/foundations/14_cli.ipynb #0fbcef05
 import importlib.metadata, inspect, os, platform, re, shutil, subprocess, sys, time, warnings
@@ -170,8 +171,12 @@ def finish(
 # %% ../nbs/foundations/14_cli.ipynb #99c0a5cf
 def _finding(what, mark, found, todo=''): return dict(what=what, mark=mark, found=found, todo=todo)
 
+def _have(name):
+    try: return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError: return None
+
 def check_packages()->list:
-    "Findings on Python and on the packages that this one asks for"
+    "Findings on the packages that this one asks for"
     from packaging.requirements import Requirement
     try: reqs = [Requirement(r) for r in importlib.metadata.requires('histolab_nb')]
     except importlib.metadata.PackageNotFoundError: return [_finding('histolab_nb', 'bad', 'not installed', 'pip install -e . in the checkout')]
@@ -179,44 +184,102 @@ def check_packages()->list:
     for r in reqs:
         extra = 'extra' in str(r.marker)
         if extra and not r.marker.evaluate(dict(extra='dev')): continue
-        try: have = importlib.metadata.version(r.name)
-        except importlib.metadata.PackageNotFoundError: have = None
-        if have is None or not r.specifier.contains(have, prereleases=True): (dev if extra else bad).append(f'{r.name}{r.specifier} ({have or "missing"})')
-    res = [_finding('packages', 'bad' if bad else 'ok', ', '.join(bad) or 'all there', "pip install -U 'histolab_nb'" if bad else '')]
-    return res + [_finding('packages for developers', 'note', ', '.join(dev), "To run the tests: pip install -U 'histolab_nb[dev]'")]*bool(dev)
+        if (have := _have(r.name)) is None or not r.specifier.contains(have, prereleases=True): (dev if extra else bad).append((f'{r.name}{r.specifier}', have))
+    def said(rs): return ', '.join(f'{r} ({have or "missing"})' for r,have in rs)
+    def pip(rs): return ' '.join(['pip install', *(f'"{r}"' for r,_ in rs)])
+    res = [_finding('packages', 'bad' if bad else 'ok', said(bad) or 'all there', pip(bad) if bad else '')]
+    return res + [_finding('packages for developers', 'note', said(dev), f'To run the tests: {pip(dev)}')]*bool(dev)
 
+# %% ../nbs/foundations/14_cli.ipynb #5b0e7c13
 def check_imports()->list:
     "Findings on the packages with compiled parts, which can be installed and still not load"
     res = []
-    for name in ('openslide', 'torch', 'torchvision', 'fastai'):
-        try: mod = __import__(name)
-        except Exception as e: res.append(_finding(name, 'bad', f'does not load: {type(e).__name__}: {e}', f'pip install --force-reinstall {dict(openslide="openslide-bin").get(name, name)}'))
+    for name in ('numpy', 'openslide', 'torch', 'torchvision', 'fastai'):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')
+                mod = importlib.import_module(name)
+        except Exception as e:
+            package = dict(openslide='openslide-python openslide-bin').get(name, name)
+            res.append(_finding(name, 'bad', f'does not load: {type(e).__name__}: {e}', f'pip install --force-reinstall --no-deps {package}'))
         else: res.append(_finding(name, 'ok', getattr(mod, '__version__', '') + (f' with library {mod.__library_version__}' if name=='openslide' else '')))
     return res
 
-# %% ../nbs/foundations/14_cli.ipynb #5446697e
-def check_machine(
-    data:str|None=None, # folder of real data; `HISTOLAB_DATA` if none
-)->list:
-    "Findings on device, memory, disk, notebooks, data"
-    import psutil
-    mem,disk,gb = psutil.virtual_memory(),shutil.disk_usage('.'),2**30
-    res = [_finding('memory', 'ok' if mem.available>3*gb else 'note', f'{mem.available/gb:.1f} of {mem.total/gb:.1f} GiB free',
-        '' if mem.available>3*gb else 'A run at scale tiny wants 3 GiB: close other programs')]
-    res.append(_finding('disk', 'ok' if disk.free>2*gb else 'note', f'{disk.free/gb:.0f} GiB free here', '' if disk.free>2*gb else 'Make room, or use --out on another disk'))
-    found = paper_notebooks()
-    res.append(_finding('notebooks', 'ok' if found else 'bad', f'{", ".join(found) or "none"} in {notebooks_folder()}', '' if found else 'Install the package again'))
-    try: res.append(_finding('device', 'ok', device_name()))
-    except Exception as e: res.append(_finding('device', 'bad', str(e), 'Look at HISTOLAB_DEVICE'))
-    try: here = flags_here(data)
-    except ImportError: return res
-    return res + [_finding(f'cells flagged {k}', 'note' if v else 'ok', f'left out: {v}' if v else 'run here') for k,v in here.items()]
+# %% ../nbs/foundations/14_cli.ipynb #5b0e7c15
+def in_colab()->bool:
+    "Do we run in Colab?"
+    return 'google.colab' in sys.modules
 
+def check_widgets()->list:
+    "Findings on the widgets of notebooks"
+    have,lab = _have('ipywidgets'),_have('jupyterlab_widgets')
+    if have is None: return [_finding('widgets', 'note', 'no ipywidgets', 'pip install ipywidgets')]
+    major = int(have.split('.')[0])
+    if in_colab():
+        todo = '%pip install -q "ipywidgets<8", then Runtime > Restart session' if major>7 else ''
+        return [_finding('widgets', 'note' if todo else 'ok', f'ipywidgets {have}' + (', which Colab does not show' if todo else ''), todo)]
+    fits = lab and int(lab.split('.')[0])==(3 if major>7 else 1)
+    found = f'ipywidgets {have}, ' + (f'jupyterlab_widgets {lab}' if lab else 'no jupyterlab_widgets')
+    return [_finding('widgets', 'ok' if fits else 'note', found, '' if fits else 'JupyterLab will not show them: pip install -U ipywidgets jupyterlab_widgets')]
+
+# %% ../nbs/foundations/14_cli.ipynb #5446697e
 def device_name()->str:
     "The device that training will use, in words"
     import torch
     d = get_device()
-    return f'{d}, {torch.cuda.get_device_name(d)}' if d.type=='cuda' else f'{d}, {torch.get_num_threads()} threads' if d.type=='cpu' else str(d)
+    if d.type=='cuda':
+        p = torch.cuda.get_device_properties(d)
+        return f'{d}, {p.name}, {p.total_memory/2**30:.0f} GiB'
+    return f'{d}, {torch.get_num_threads()} threads' if d.type=='cpu' else f'{d}, the GPU of Apple, which shares the memory'
+
+def check_device()->list:
+    "Findings on the device, and on a GPU that could be used and is not"
+    try: name = device_name()
+    except Exception as e: return [_finding('device', 'bad', str(e), 'Look at HISTOLAB_DEVICE')]
+    todo = ''
+    if name.startswith('cpu') and 'HISTOLAB_DEVICE' not in os.environ:
+        if in_colab(): todo = 'For a GPU: Runtime > Change runtime type > T4 GPU'
+        elif shutil.which('nvidia-smi'): todo = 'There is an NVIDIA driver that this torch does not use: https://pytorch.org/get-started/locally has the command for yours'
+    return [_finding('device', 'note' if todo else 'ok', name, todo)]
+
+def check_machine(
+    data:str|None=None, # folder of real data; `HISTOLAB_DATA` if none
+)->list:
+    "Findings on device, cores, memory, disk, notebooks, data"
+    import psutil
+    mem,disk,gb = psutil.virtual_memory(),shutil.disk_usage('.'),2**30
+    res = [_finding('memory', 'ok' if mem.available>3*gb else 'note', f'{mem.available/gb:.1f} of {mem.total/gb:.1f} GiB free',
+        '' if mem.available>3*gb else 'A run at scale tiny wants 3 GiB: close other programs')]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    res.append(_finding('cores', 'ok', str(cores)))
+    res.append(_finding('disk', 'ok' if disk.free>2*gb else 'note', f'{disk.free/gb:.0f} GiB free here', '' if disk.free>2*gb else 'Make room, or use --out on another disk'))
+    found = paper_notebooks()
+    res.append(_finding('notebooks', 'ok' if found else 'bad', f'{", ".join(found) or "none"} in {notebooks_folder()}', '' if found else 'Install the package again'))
+    try: res += check_device() + [_finding(f'cells flagged {k}', 'note' if v else 'ok', f'left out: {v}' if v else 'run here') for k,v in flags_here(data).items()]
+    except ImportError: pass
+    return res
+
+# %% ../nbs/foundations/14_cli.ipynb #5b0e7c18
+def findings(
+    data:str|None=None, # folder of real data; `HISTOLAB_DATA` if none
+)->list:
+    "All findings: dicts of `what`, `mark`, `found` and `todo`"
+    return check_packages() + check_imports() + check_widgets() + check_machine(data)
+
+def _print_findings(found, brief=False):
+    bad = sum(o['mark']=='bad' for o in found)
+    if bad or not brief: print(f'histolab-nb {histolab_nb.__version__}, Python {platform.python_version()}, {platform.platform()}' + (', in Colab' if in_colab() else ''))
+    for o in found:
+        if not brief or o['mark']=='bad': print(f'{o["mark"]:<5} {o["what"]:<24} {o["found"]}' + (f'\n{"":31}{o["todo"]}' if o['todo'] else ''))
+    if bad or not brief: print(f'\n{bad} to mend before anything can run' if bad else '\nready: try histolab-nb demo', flush=True)
+    return bad
+
+def doctor(
+    data:str|None=None, # folder of real data; `HISTOLAB_DATA` if none
+    brief:bool=False, # say only what must be mended, and nothing if there is nothing?
+):
+    "See what works on this machine, what is left out and why, and what to do"
+    _print_findings(findings(data), brief)
 
 # %% ../nbs/foundations/14_cli.ipynb #1a0b9e3a
 app = typer.Typer(help='Five histology papers you can read, run and change.', no_args_is_help=True, add_completion=False,
@@ -290,17 +353,13 @@ def demo(
     run('dclr', scale='tiny', out=out, debug=debug)
 
 # %% ../nbs/foundations/14_cli.ipynb #e3d965d9
-@command
-def doctor(
+def _doctor(
     data:str=None, # folder of real data sets; HISTOLAB_DATA if none
 ):
     "See what works on this machine, what is left out and why, and what to do"
-    _say(f'histolab-nb {histolab_nb.__version__}, Python {platform.python_version()}, {platform.platform()}')
-    found = check_packages() + check_imports() + check_machine(data)
-    for o in found: _say(f'{o["mark"]:<5} {o["what"]:<24} {o["found"]}' + (f'\n{"":31}{o["todo"]}' if o['todo'] else ''))
-    bad = sum(o['mark']=='bad' for o in found)
-    _say(f'\n{bad} to mend before anything can run' if bad else '\nready: try histolab-nb demo')
-    if bad: raise typer.Exit(1)
+    if _print_findings(findings(data)): raise typer.Exit(1)
+
+command(_doctor, name='doctor');
 
 # %% ../nbs/foundations/14_cli.ipynb #a251bc09
 def working_copy(

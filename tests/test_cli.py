@@ -1,5 +1,5 @@
 "The command line, on a notebook of a second: what a run leaves, what its errors look like, stopping and going on"
-import json, os, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, sys, time
 import nbformat.v4 as v4, numpy as np, pandas as pd, pytest, tifffile
 from PIL import Image
 from histolab_nb import cli, inference
@@ -160,6 +160,68 @@ def test_doctor_and_version(capsys, clean_env, monkeypatch):
     rc,out,_ = call(capsys, 'doctor')
     assert rc==1 and '1 to mend' in out and 'pip install torch' in out
     assert call(capsys, '--version')[1].startswith('histolab-nb ')
+
+def test_doctor_in_a_notebook_prints_and_returns(capsys, clean_env, monkeypatch):
+    "Called as a function it never raises; brief says only what must be mended"
+    assert cli.doctor(brief=True) is None and capsys.readouterr().out==''
+    monkeypatch.setattr(cli, 'check_imports', lambda: [dict(what='torch', mark='bad', found='does not load', todo='pip install torch')])
+    assert cli.doctor() is None and '1 to mend' in (out := capsys.readouterr().out) and 'ok    packages' in out
+    cli.doctor(brief=True)
+    assert '1 to mend' in (out := capsys.readouterr().out) and 'pip install torch' in out and 'ok  ' not in out and 'note ' not in out
+
+def test_doctor_reports_versions_and_machine(capsys, clean_env):
+    cli.doctor()
+    out = capsys.readouterr().out
+    for what in ('numpy', 'torch', 'torchvision', 'fastai', 'openslide', 'widgets', 'device', 'cores', 'memory', 'disk', 'cells flagged gpu'): assert re.search(rf'^(ok|note) +{what} ', out, re.M), what
+    assert 'with library' in out and f'Python {sys.version.split()[0]}' in out and 'in Colab' not in out
+
+def test_doctor_names_the_command(monkeypatch):
+    "What is missing and what is too old, each with its bound, in one command"
+    monkeypatch.setattr(cli.importlib.metadata, 'requires', lambda name: ['numpy>=99', 'nosuchpackage', 'pytest>=99; extra == "dev"', 'spacy>=99; extra == "other"'])
+    bad,dev = cli.check_packages()
+    assert bad['mark']=='bad' and bad['todo']=='pip install "numpy>=99" "nosuchpackage"' and 'nosuchpackage (missing)' in bad['found']
+    assert dev['mark']=='note' and dev['todo'].endswith('pip install "pytest>=99"') and 'spacy' not in dev['found']
+
+def test_doctor_sees_what_does_not_load(monkeypatch):
+    def broken(name):
+        if name=='openslide': raise OSError('libopenslide.so.1: cannot open')
+        return sys
+    monkeypatch.setattr(cli.importlib, 'import_module', broken)
+    found = {o['what']:o for o in cli.check_imports()}
+    assert found['torch']['mark']=='ok' and found['openslide']['mark']=='bad' and 'OSError: libopenslide' in found['openslide']['found']
+    assert found['openslide']['todo']=='pip install --force-reinstall --no-deps openslide-python openslide-bin'
+
+@pytest.mark.parametrize('colab, have, lab, mark, says', [(True, '7.7.1', '3.0.16', 'ok', ''), (True, '8.1.9', '3.0.16', 'note', '%pip install -q "ipywidgets<8"'), (True, '7.7.1', None, 'ok', ''),
+    (False, '8.1.9', '3.0.16', 'ok', ''), (False, '8.1.9', '1.1.0', 'note', 'pip install -U'), (False, '7.7.1', '1.1.0', 'ok', ''), (False, '8.1.9', None, 'note', 'pip install -U'), (False, None, None, 'note', 'pip install ipywidgets')])
+def test_doctor_on_widgets(colab, have, lab, mark, says, monkeypatch):
+    monkeypatch.setattr(cli, '_have', dict(ipywidgets=have, jupyterlab_widgets=lab).get)
+    if colab: monkeypatch.setitem(sys.modules, 'google.colab', sys)
+    o = cli.check_widgets()[0]
+    assert o['mark']==mark and says in o['todo'] and bool(o['todo'])==(mark=='note')
+
+def test_doctor_on_a_gpu_that_is_not_used(monkeypatch, clean_env):
+    monkeypatch.setattr(cli, 'device_name', lambda: 'cpu, 2 threads')
+    monkeypatch.setattr(cli.shutil, 'which', lambda name: None)
+    assert cli.check_device()[0]['mark']=='ok'
+    monkeypatch.setattr(cli.shutil, 'which', lambda name: '/usr/bin/nvidia-smi')
+    assert 'NVIDIA driver' in cli.check_device()[0]['todo']
+    monkeypatch.setitem(sys.modules, 'google.colab', sys)
+    assert cli.check_device()[0]['mark']=='note' and 'Change runtime type' in cli.check_device()[0]['todo']
+    monkeypatch.setattr(cli, 'device_name', lambda: 'cuda, T4, 15 GiB')
+    assert cli.check_device()[0]['todo']==''
+    monkeypatch.setenv('HISTOLAB_DEVICE', 'cpu') # asked for: no advice
+    monkeypatch.setattr(cli, 'device_name', lambda: 'cpu, 2 threads')
+    assert cli.check_device()[0]['mark']=='ok'
+
+def test_device_in_words(monkeypatch):
+    "A GPU with its name and memory, without one being there"
+    import torch
+    from types import SimpleNamespace
+    monkeypatch.setattr(cli, 'get_device', lambda: torch.device('cuda', 0))
+    monkeypatch.setattr(torch.cuda, 'get_device_properties', lambda d: SimpleNamespace(name='Tesla T4', total_memory=15*2**30))
+    assert cli.device_name()=='cuda:0, Tesla T4, 15 GiB'
+    monkeypatch.setattr(cli, 'get_device', lambda: torch.device('mps'))
+    assert cli.device_name().startswith('mps, the GPU of Apple')
 
 def test_every_paper_is_found_by_name():
     for name,path in cli.paper_notebooks().items(): assert cli.find_notebook(name)==path

@@ -165,6 +165,24 @@ def check_exercises():
             if part in ('solution', 'check') and not c.metadata.get('jupyter', {}).get('source_hidden'): bad.append(f'{name(p)}: the {part} of exercise {n} is not folded')
     return bad
 
+colab = 'https://colab.research.google.com/github/histolab-nb/histolab_nb/blob/main/'
+
+def badge_of(p):
+    "Where the Colab badge of a notebook leads and the cell after it; none if it has no badge"
+    cs = cells(p)
+    for c,after in zip(cs, [*cs[1:], None]):
+        m = re.search(r'\[!\[[^]]*\]\([^)]*colab-badge[^)]*\)\]\(([^)]*)\)', source(c)) if c['cell_type']=='markdown' else None
+        if m: return m[1], source(after) if after else ''
+
+def check_colab():
+    "Does every Colab badge open its own notebook, with the same cell behind it that makes the package work there?"
+    found = {p:badge_of(p) for p in notebooks()}
+    bad = [f'{name(p)} has no Colab badge' for p,b in found.items() if p.parent.name=='papers' and not b]
+    bad += [f'the badge of {name(p)} leads to {b[0]}' for p,b in found.items() if b and b[0]!=colab+name(p)]
+    setup = {p:b[1] for p,b in found.items() if b}
+    want = next((s for s in setup.values() if "find_spec('histolab_nb')" in s and 'doctor(' in s), None)
+    return bad + [f'{name(p)} has another cell behind its badge than the other notebooks, or none' for p,s in setup.items() if s!=want]
+
 checks = [v for k,v in sorted(globals().items()) if k.startswith('check_')]
 
 def main():
