@@ -20,9 +20,9 @@ def render(root=root):
     "Text of the README, and its pictures by path"
     nb = nbformat.read(root/'nbs'/'index.ipynb', 4)
     nb.metadata['language_info'] = dict(name='python')
-    alts = iter([alt(c) for c in nb.cells for o in c.get('outputs', []) if 'image/png' in o.get('data', {})])
+    alts = iter([alt(c) for c in nb.cells for o in c.get('outputs', []) if {'image/png','image/jpeg'} & set(o.get('data', {}))])
     text,res = MarkdownExporter().from_notebook_node(for_report(nb, badges=True), resources=dict(unique_key='readme', output_files_dir=images))
-    text = re.sub(r'!\[png\]', lambda m: f'![{next(alts)}]', text)
+    text = re.sub(r'!\[(png|jpeg)\]', lambda m: f'![{next(alts)}]', text)
     return note + re.sub(r'\n(\s*\n){2,}', '\n\n', text).strip() + '\n', res['outputs']
 
 def main():
