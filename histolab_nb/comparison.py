@@ -1,6 +1,6 @@
 """All nuclei methods of this package on the same images: one table, one picture, and for each method what it has been shown before.
 
-`compare_nuclei` takes images, their outlines and their resolution, runs every method on every image, and returns a `Comparison`: scores by image, a table with intervals, the difference of two methods image by image, and the instance maps for a picture (`show_comparison`). Methods are functions from an image to an instance map. `ready_methods` need no training of yours, `trained_methods` trains the two networks that learn from outlines, and a function of your own is one more row.
+`compare_nuclei` takes images, their outlines and their resolution, runs every method on every image, and returns a `Comparison`: scores by image, a table with intervals, the difference of two methods image by image, and the instance maps for a picture (`show_comparison`). Methods are functions from an image to an instance map, in which every nucleus has a number of its own. `ready_methods` need no training of yours, `trained_methods` trains the two networks that learn from outlines, and a function of your own is one more row.
 
 Two rules keep the table honest. A method says which outlines it has seen. And it names the images it knows, so that comparing it on one of them is an error.
 
