@@ -430,7 +430,7 @@ def start(self:AnswerKernel):
     self.close()
     folder = self.stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
     env = {k:v for k,v in os.environ.items() if not k.startswith('HISTOLAB_') or k in ('HISTOLAB_DATA', 'HISTOLAB_DEVICE')}
-    env |= dict(HISTOLAB_OUT=folder, HISTOLAB_RESULTS=folder, HISTOLAB_SCALE='tiny')
+    env = dict(OMP_NUM_THREADS='1') | env | dict(HISTOLAB_OUT=folder, HISTOLAB_RESULTS=folder, HISTOLAB_SCALE='tiny') # small tensors are slower on many threads
     client = Quiet(new_notebook(cells=[new_code_cell()]), km=kernel_manager(), timeout=self.limit, shutdown_kernel='immediate',
         resources=dict(metadata=dict(path=folder)), log=logging.getLogger('histolab_nb.answers'))
     self.stack.enter_context(client.setup_kernel(cleanup_kc=True, env=env))
