@@ -778,7 +778,8 @@ class Card(dict):
         return [*map(tuple, self['facts']), *(('careful', *o) for o in self['notes']), ('page', self['page'], 'link')]
 
     def _repr_markdown_(self):
-        rows = [f'| {a} | {b} | {c} |'.replace('*.', '\\*.').replace('_', '\\_') for a,b,c in self.rows()]
+        def plain(s): return ' '.join(w if '://' in w else w.replace('*.', '\\*.').replace('_', '\\_') for w in s.split(' '))
+        rows = [f'| {plain(a)} | {plain(b)} | {plain(c)} |' for a,b,c in self.rows()]
         return '\n'.join([f'**{self["title"]}**, read by `{self["reader"]}`\n', '| | | from |', '|---|---|---|', *rows])
 
 @functools.cache
