@@ -36,18 +36,19 @@ from .notebooks import *
 # %% ../nbs/foundations/14_cli.ipynb #7dc236f1
 def save_pictures(
     nb, # executed notebook
-    folder:Path, # where the PNG files go
+    folder:Path, # where the files go
 )->list:
-    "Write the pictures of the notebook as PNG files"
+    "Write the pictures of the notebook as PNG and JPEG files"
     import base64
     res,chapter = [],'start'
     for c in nb.cells:
         chapter = heading(c) or chapter
         for o in c.get('outputs', []):
-            if 'image/png' not in o.get('data', {}): continue
+            kind = next((k for k in ('png','jpeg') if f'image/{k}' in o.get('data', {})), None)
+            if not kind: continue
             name = re.sub(r'[^a-z0-9]+', '_', chapter.lower()).strip('_')
-            res.append(out_folder(folder)/f'{len(res)+1:02d}_{name}.png')
-            with atomic_path(res[-1]) as p: p.write_bytes(base64.b64decode(o['data']['image/png']))
+            res.append(out_folder(folder)/f'{len(res)+1:02d}_{name}.{kind}')
+            with atomic_path(res[-1]) as p: p.write_bytes(base64.b64decode(o['data'][f'image/{kind}']))
     return res
 
 # %% ../nbs/foundations/14_cli.ipynb #63e8af70
@@ -108,7 +109,7 @@ def prepare_folder(
         if old!=run and (out/'checkpoint').exists():
             diff = ', '.join(f'{k} {old.get(k)}' for k in sorted({*old, *run}) if old.get(k)!=run.get(k))
             raise DataError(f'this folder holds an unfinished run of other settings ({diff})', out, 'Choose another --out, or delete the folder')
-        for p in (out/'report.html', out/'result.json', *(out/'pictures').glob('*.png')): p.unlink(missing_ok=True)
+        for p in (out/'report.html', out/'result.json', *(out/'pictures').glob('[0-9][0-9]_*.*')): p.unlink(missing_ok=True)
     write_json(out/'run.json', run)
     return out
 

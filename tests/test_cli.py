@@ -33,6 +33,13 @@ def call(capsys, *args):
 
 def one_line(err): return err.startswith('histolab-nb: ') and err.count('\n')==1 and 'Traceback' not in err
 
+def test_pictures_of_widgets_are_kept(tmp_path):
+    "A widget's static picture is a JPEG, and becomes a file as those of matplotlib do"
+    from histolab_nb.cli import save_pictures
+    from nbformat.v4 import new_code_cell, new_notebook, new_output
+    outputs = [new_output('display_data', {k:'AAAA', 'text/plain':'x'}) for k in ('image/png','image/jpeg','text/html')]
+    assert [p.name for p in save_pictures(new_notebook(cells=[new_code_cell('', outputs=outputs)]), tmp_path)]==['01_start.png','02_start.jpeg']
+
 def test_run_leaves_everything(small, tmp_path, capsys):
     slide = tmp_path/'scan.svs'
     slide.touch()
