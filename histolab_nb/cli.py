@@ -378,7 +378,8 @@ def lab(
 ):
     "Open the notebooks in JupyterLab; other options go to JupyterLab"
     cmd = [sys.executable, '-m', 'jupyterlab', f'--ServerApp.root_dir={working_copy(folder)}', *ctx.args]
-    raise typer.Exit(subprocess.call(cmd))
+    if os.name=='nt': raise typer.Exit(subprocess.call(cmd))
+    os.execv(sys.executable, cmd)
 
 command(lab, context_settings=dict(allow_extra_args=True, ignore_unknown_options=True));
 

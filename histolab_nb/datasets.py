@@ -808,7 +808,7 @@ def _open_all(samples, progress):
     "Findings on files that do not open, the number of objects by split, and the classes that were seen"
     from tqdm.auto import tqdm
     bad,count,seen = [],Counter(),set()
-    for o in tqdm(samples, disable=not progress, leave=False):
+    for o in tqdm(samples, desc='images', unit='image', delay=2, disable=not progress, leave=False):
         try:
             lab,cls = o.instances,o.classes
             if o.image.shape[:2]!=o.shape: raise DataError('the image is not of the size its header says', o.path)
@@ -842,7 +842,7 @@ def _compare(card, samples, count):
 def check_dataset(
     name:str, # of the data set: 'monuseg'
     path:str|Path|None=None, # its folder; `data_folder(name)` if none
-    progress:bool=False, # show a bar?
+    progress:bool=True, # show a bar, if it takes longer than two seconds?
 ): # a DataFrame: mark ('ok', 'note' or 'bad'), what, found, todo
     "What is there of a data set, what is missing, and what is broken"
     import pandas as pd
@@ -890,7 +890,7 @@ class _Resume:
             have = have if r.status_code==206 else 0
             if mark := r.headers.get('ETag') or r.headers.get('Last-Modified'): tag.write_text(mark)
             total = have + int(r.headers.get('Content-Length', 0))
-            bar = tqdm(total=total or None, initial=have, unit='B', unit_scale=True, disable=not self.progress, leave=False)
+            bar = tqdm(total=total or None, initial=have, unit='B', unit_scale=True, desc=self.part.stem.strip('.'), delay=2, disable=not self.progress, leave=False)
             with self.part.open('ab' if have else 'wb') as f, bar:
                 for block in r.iter_content(2**16): bar.update(f.write(block))
         if self.part.stat().st_size<total: raise ConnectionError('the connection was closed too early')
@@ -919,7 +919,7 @@ def fetch(
     file:str|None=None, # its name there; the end of the address if none
     hash:str|None=None, # SHA-256 in hexadecimal, or 'md5:...'; that of the first download if none
     archive:bool=False, # refuse what is no zip or tar?
-    progress:bool=False, # show a bar?
+    progress:bool=True, # show a bar, if it takes longer than two seconds?
     **kw, # handed to the downloader: tries, wait
 )->Path:
     "Download a file, going on where a broken download stopped; `DataError` if it is not what was expected"
@@ -961,8 +961,9 @@ def _safe(name, archive):
     return p
 
 # %% ../nbs/foundations/07_datasets.ipynb #966d24c4
-def _unpack_to(tmp, members, archive):
+def _unpack_to(tmp, members, archive, progress):
     "Write the `members` of an archive below `tmp`, after all of them were checked"
+    from tqdm.auto import tqdm
     todo = []
     for name,kind,size,op in members:
         if kind=='link': raise DataError(f'{name!r} is a link or a device, which could lead outside the folder', archive, 'Unpack it by hand if you trust it')
@@ -970,18 +971,20 @@ def _unpack_to(tmp, members, archive):
         if not {'__MACOSX', '.DS_Store'} & set(p.parts): todo.append((tmp/p, kind, size, op))
     need,free = sum(o[2] for o in todo),shutil.disk_usage(tmp.parent).free
     if need>free: raise DataError(f'it unpacks to {need/2**30:.1f} GiB, and {free/2**30:.1f} GiB are free', archive)
-    for p,kind,size,op in todo:
-        (p if kind=='dir' else p.parent).mkdir(parents=True, exist_ok=True)
-        if kind=='dir': continue
-        with op() as src, p.open('wb') as dst:
-            while block := src.read(2**20):
-                if dst.tell()+len(block)>size: raise DataError(f'{p.name} is larger than the archive says', archive)
-                dst.write(block)
+    with tqdm(total=need, unit='B', unit_scale=True, desc=archive.name, delay=2, disable=not progress, leave=False) as bar:
+        for p,kind,size,op in todo:
+            (p if kind=='dir' else p.parent).mkdir(parents=True, exist_ok=True)
+            if kind=='dir': continue
+            with op() as src, p.open('wb') as dst:
+                while block := src.read(2**20):
+                    if dst.tell()+len(block)>size: raise DataError(f'{p.name} is larger than the archive says', archive)
+                    bar.update(dst.write(block))
 
 # %% ../nbs/foundations/07_datasets.ipynb #d42301e7
 def unpack(
     archive:str|Path, # zip or tar, compressed or not
     folder:str|Path, # where to; must not exist, or be empty
+    progress:bool=True, # show a bar, if it takes longer than two seconds?
 )->Path:
     "Unpack an archive, whole or not at all; `DataError` if it is broken or wants to write outside `folder`"
     archive,folder = Path(archive),Path(folder).expanduser()
@@ -992,7 +995,7 @@ def unpack(
         if folder.exists(): folder.rmdir()
         with opens(archive) as a, atomic_path(folder) as tmp:
             tmp.mkdir()
-            _unpack_to(tmp, _zip_members(a) if opens is zipfile.ZipFile else _tar_members(a), archive)
+            _unpack_to(tmp, _zip_members(a) if opens is zipfile.ZipFile else _tar_members(a), archive, progress)
     except (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError) as e:
         raise DataError(f'this archive cannot be unpacked ({e})', archive, 'Download it again') from None
     return folder
@@ -1002,7 +1005,7 @@ def get_dataset(
     name:str|Card, # of the data set: 'tnbc'; or a card of your own
     folder:str|Path, # where it goes; made if it is not there
     sha256:str|None=None, # hash of the archive, if you know it and there is only one
-    progress:bool=False, # show a bar?
+    progress:bool=True, # show a bar for what takes longer than two seconds?
     say:Callable=print, # called with a line for each step
 )->Path: # folder to give to the reader
     "Download and unpack a data set; `DataError` with what to do where its source does not allow a program to"
@@ -1019,5 +1022,5 @@ def get_dataset(
         except DataError as e: raise DataError(e.what, e.path, f'{e.fix}. Official page: {c["page"]}') from None
         say(f'  SHA-256 {file_hash(path)}, ' + (f'compared with that of {f["hash_from"]}' if f.get('hash') and not sha256 else
             'compared with yours' if sha256 else 'not published: kept in downloads.json and compared from now on'))
-        unpack(path, to)
+        unpack(path, to, progress)
     return folder

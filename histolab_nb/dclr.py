@@ -1193,7 +1193,7 @@ def features_of(
         set_seed(recipe.seed)
         return DCLR(recipe).encoder.to(get_device()),None
     learn = dclr_learner(dclr_dls(task.patches, recipe), recipe, folder)
-    with quiet(learn): dclr_fit(learn, recipe)
+    with quiet(learn, system): dclr_fit(learn, recipe)
     return learn.model.encoder,history(learn)
 
 def system_models(
@@ -1206,7 +1206,7 @@ def system_models(
     if how=='constant': return {'': Constant(int(system=='all tumour'))},None
     if how in ('labels','pixels'):
         learn = labelled_learner(source, r, folder) if how=='labels' else outline_learner(pixel_dls(task, r), r, folder)
-        with quiet(learn): dclr_fit(learn, r)
+        with quiet(learn, system): dclr_fit(learn, r)
         return {'': nn.Sequential(learn.model, nn.Softmax(1)) if how=='labels' else outlines(learn.model, r)},history(learn)
     f,curve = features_of(system, task, r, folder)
     h = embed(f, source)

@@ -127,10 +127,10 @@ __all__ = ['gland_rules', 'tiny_scale', 'small_scale', 'gland_look', 'noise_size
            'gland_grid', 'gland_board', 'gland_samples']
 
 # %% ../nbs/papers/40_glands.ipynb #889377f3
-import hashlib, json, math, psutil, time, warnings, numpy as np, pandas as pd, segmentation_models_pytorch as smp, torch
+import hashlib, json, math, psutil, threading, time, warnings, numpy as np, pandas as pd, segmentation_models_pytorch as smp, torch
 from collections import namedtuple
 from copy import deepcopy
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from PIL import Image
 from fastai.basics import *
@@ -305,6 +305,7 @@ def train_shallow(
     recipe, # `GlandRecipe`
     device=None, # the best there is, if none
     net=None, # `ShallowNets` for so many images; a new one if none
+    stop=None, # `threading.Event` that ends the training with `CancelledError`
 )->tuple: # responses float32 (n,C,h,w) on the device; DataFrame: a row a step, both losses, things that are left (means over the images)
     "Train a shallow network on each image (stage 1)"
     r,device,n = recipe,torch.device(device or get_device()),len(images)
@@ -312,6 +313,7 @@ def train_shallow(
     net = (net or ShallowNets(r, n)).to(device, memory_format=torch.channels_last if n==1 else torch.preserve_format)
     opt,rows = torch.optim.SGD(net.parameters(), r.rate, r.momentum),[]
     for _ in range(r.steps):
+        if stop and stop.is_set(): raise CancelledError
         y = net(x)
         own,near = self_loss(y),spatial_loss(y)
         opt.zero_grad()
@@ -481,7 +483,7 @@ def stage_one(
     folder=None, # where the clusters are kept
     device=None, # the best there is, if none
     together:int=16, # images of one size in one network, at most; on a CPU it is 1
-    progress:bool=False, # show a progress bar
+    progress:bool=True, # show a progress bar, if it takes longer than two seconds
 )->list: # of clusters uint8 (h,w)
     "Train and cluster every image (stage 1)"
     device,keys,res = torch.device(device or get_device()),[stage_key(o, recipe) for o in images],{}
@@ -492,9 +494,9 @@ def stage_one(
     if not new: return [res[k] for k in keys]
     most = fit_at_once(max((o.shape for o in new.values()), key=math.prod), recipe, device)
     groups = same_size(new, 1 if cpu else min(together, most))
-    blank = ShallowNets(recipe)
+    blank,stop = ShallowNets(recipe),threading.Event()
     def work(group):
-        y,_ = train_shallow([new[k] for k in group], recipe, device, deepcopy(blank) if len(group)==1 else None)
+        y,_ = train_shallow([new[k] for k in group], recipe, device, deepcopy(blank) if len(group)==1 else None, stop)
         for k,o in zip(group, y):
             res[k] = cluster_responses(o, recipe)
             if folder:
@@ -502,8 +504,10 @@ def stage_one(
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(min(threads, most) if cpu else 1) as pool:
         torch.set_num_threads(1 if cpu else threads)
-        try: list(tqdm(pool.map(work, groups), total=len(groups), desc='stage 1', disable=not progress))
-        finally: torch.set_num_threads(threads)
+        try: list(tqdm(pool.map(work, groups), total=len(groups), desc='stage 1', unit='group', delay=2, disable=not progress))
+        finally:
+            stop.set()
+            torch.set_num_threads(threads)
     return [res[k] for k in keys]
 
 # %% ../nbs/papers/40_glands.ipynb #4139a2d8
@@ -513,7 +517,7 @@ def pseudo_masks(
     samples, # list of `Sample`
     recipe, # `GlandRecipe`
     folder=None, # where the clusters are kept
-    progress:bool=False, # show a progress bar
+    progress:bool=True, # show a progress bar, if it takes longer than two seconds
 )->list: # of `Pseudo`
     "The first stage for a data set"
     images,names = [small_image(s.image, recipe) for s in samples],[s.name for s in samples]
@@ -877,7 +881,7 @@ def group_learner(
     model = group_methods[system](recipe, k).to(dls.device)
     cbs = [DeviceAugment(GlandViews(recipe), targets=True), Monitor(), StopOnNaN(), Regroup()]
     learn = Learner(dls, model, lambda out, y: out, opt_func=Adam, lr=recipe.lr, wd=recipe.wd, cbs=cbs)
-    with quiet(learn):
+    with quiet(learn, system):
         if model.trained: learn.fit(recipe.group_epochs, recipe.lr/2)
         else: model.eval().regroup(some_views(dls, recipe))
     return learn
@@ -945,7 +949,7 @@ def glands_fit(
     source,place = pseudo_masks(samples, r, folder and Path(folder)/'stage1'),folder and Path(folder)/hashlib.sha256(json.dumps(r.to_dict()).encode()).hexdigest()[:12]
     for i in range(recipe.rounds):
         learn = glands_learner(glands_dls(source, r), r, place and place/f'round {i+1}')
-        with quiet(learn): learn.fit_one_cycle(r.epochs, r.lr)
+        with quiet(learn, f'round {i+1}'): learn.fit_one_cycle(r.epochs, r.lr)
         if i+1<recipe.rounds: source = [Pseudo(o.name, o.image, next_mask(glands_map(learn, o.image, r), r)) for o in source]
     return learn
 

@@ -801,7 +801,7 @@ def issl_pretext(
         if kept!=r: raise DataError('this pretext was trained with another recipe', file, 'Choose another folder')
         return net
     learn = pretext_learner(system, samples, valid, recipe, place and place/'checkpoint')
-    with quiet(learn): learn.fit_one_cycle(r.epochs, r.lr)
+    with quiet(learn, f'{system}, pretext'): learn.fit_one_cycle(r.epochs, r.lr)
     if place:
         write_json(place/'history.json', history(learn).round(4).to_dict('list'))
         save_model(learn.model, file, r)
@@ -826,7 +826,7 @@ def issl_fit(
     learn = issl_learner(issl_dls(few, r, valid), r, net and net.encoder, place and place/name)
     if row.system=='ImageNet' and learn.model.started!='imagenet': raise DataError(f'the ImageNet weights of {r.encoder} cannot be had here', fix='Leave the system ImageNet out, or go online once')
     if net: learn.model.started = row.system
-    with quiet(learn): learn.fit_one_cycle(r.fit_epochs, r.fit_lr)
+    with quiet(learn, f'{row_name(row)}, nuclei'): learn.fit_one_cycle(r.fit_epochs, r.fit_lr)
     return learn,r
 
 # %% ../nbs/papers/30_instance_ssl.ipynb #7ba9fc50

@@ -809,7 +809,7 @@ def phantom_slide(
     seed:int=0, # the same seed gives the same slide
     shared_colour:bool=True, # does the tumour share the colours of the normal tissue?
     truth_mpp:float=8., # um/px of the tumour mask
-    progress:bool=False, # show a progress bar
+    progress:bool=True, # show a progress bar, if it takes longer than two seconds
     **kwargs, # handed to `Phantom`: look, optics, stain_matrix, margin_um
 )->Path:
     "Write a slide of phantom tissue, its tumour mask (.truth.png) and what it is made of (.json)"

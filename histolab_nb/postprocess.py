@@ -452,10 +452,14 @@ def tune_watershed(
     grid:dict|None=None, # fields of `Watershed` and the values to try; `tune_grid` if none
     score=aji, # of truth and prediction, larger is better
     params:Watershed|None=None, # for the fields that the grid leaves alone; the defaults if none
+    progress:bool=True, # show a progress bar, if it takes longer than two seconds
 )->tuple: # the best `Watershed`, and a DataFrame of all trials, the best first: parameters, mean score, lowest score of an image
     "The parameters with the best mean score on annotated images"
+    from tqdm.auto import tqdm
+    total = len(probs) if hasattr(probs, '__len__') else None
+    pairs = tqdm(zip(probs, truths, strict=True), total=total, desc='watershed', unit='image', delay=2, disable=not progress)
     names,trials = _trials(tune_grid if grid is None else grid, params or Watershed())
-    try: res = np.array([_tune_image(p, t, trials, score) for p,t in zip(probs, truths, strict=True)])
+    try: res = np.array([_tune_image(p, t, trials, score) for p,t in pairs])
     except ValueError as e: raise e if isinstance(e, DataError) or 'zip()' not in str(e) else DataError('there are not as many maps as truths') from None
     if not len(res): raise DataError('there are no images to tune on')
     df = pd.DataFrame([{k:getattr(p, k) for k in names} for p in trials])

@@ -218,7 +218,7 @@ def slide_tiles(
             path = folder/f'{Path(s.path).stem}_{m:g}x_{how}.npy'
             if not path.exists():
                 if recipe.normalise and norm is None: norm = Reinhard().fit(list(_tile_array(s, min(res), recipe, None)))
-                with atomic_path(path) as part: np.save(part.open('wb'), _tile_array(s, m, recipe, norm))
+                with atomic_path(path) as part, part.open('wb') as f: np.save(f, _tile_array(s, m, recipe, norm))
             res[m].append(np.load(path, mmap_mode='r'))
     return res
 
@@ -716,8 +716,8 @@ def attention_run(
     valid = L(next(iter(sets.values()))).map(middle)
     tiles = attention_tiles(recipe, slides, train, folder/'tiles')
     learn = attention_learner(attention_dls(tiles, recipe), recipe, valid, folder)
-    with quiet(learn): attention_fit(learn, recipe)
-    np.savez_compressed(folder/'maps.npz', *learn.metrics[1].maps)
+    with quiet(learn, system): attention_fit(learn, recipe)
+    with atomic_path(folder/'maps.npz') as p: np.savez_compressed(p, *learn.metrics[1].maps)
     measure(system, lambda img: attention_map(learn.model, img, recipe), recipe, sets, scale, device=str(learn.dls.device), started=learn.model.started,
         epochs=history(learn).round(4).to_dict('list'))
     return learn
@@ -862,7 +862,7 @@ def guided_round(
     loaders = [DataLoader(LabelledTiles(images, labels, r, r.batch_size*n), bs=r.batch_size, device=device) for n in (r.batches, 2)]
     cbs = [DeviceAugment(HEJitter(r.stain_jitter, r.stain_shift)), StopOnNaN()]
     learn = Learner(DataLoaders(*loaders, device=device), NucleusNet(r), taught_loss, opt_func=Adam, lr=r.lr, cbs=cbs)
-    with quiet(learn): learn.fit_one_cycle(r.epochs, r.lr)
+    with quiet(learn, f'round {seed+1}'): learn.fit_one_cycle(r.epochs, r.lr)
     return learn
 
 # %% ../nbs/papers/20_scale_attention.ipynb #b71d168e

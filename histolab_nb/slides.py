@@ -111,7 +111,7 @@ def _fill(base, block, dims, size, path, progress):
     "Feed a `_Level` with blocks of `size` pixels, row by row"
     from tqdm.auto import tqdm
     w,h = dims
-    for y in tqdm(range(0, h, size), desc=Path(path).name, unit='row', disable=not progress):
+    for y in tqdm(range(0, h, size), desc=Path(path).name, unit='row', delay=2, disable=not progress):
         n = min(size, h-y)
         band = np.empty((n,w,3), np.uint8)
         for x in range(0, w, size):
@@ -146,7 +146,7 @@ def write_slide(
     quality:int=85, # of the JPEG, 1 to 100
     subsampling:str='4:2:0', # of the colour: '4:4:4' keeps it at full resolution, '4:2:0' halves it as most scanners do
     block:int=1024, # side of the blocks asked of a function, px
-    progress:bool=False, # show a progress bar
+    progress:bool=True, # show a progress bar, if it takes longer than two seconds
 )->Path:
     "Write a tiled pyramidal JPEG TIFF that OpenSlide opens with the right mpp and magnification; in bands, so the slide is never in memory"
     path,mpp = Path(path).expanduser(), _check_mpp(mpp, path)

@@ -655,7 +655,7 @@ def sharp_train(
 )->Learner:
     "All epochs of the recipe"
     r = learn.recipe
-    with quiet(learn): learn.fit_flat_cos(r.epochs, r.lr, pct_start=1-r.anneal) if r.anneal else learn.fit(r.epochs, r.lr)
+    with quiet(learn, r.net): learn.fit_flat_cos(r.epochs, r.lr, pct_start=1-r.anneal) if r.anneal else learn.fit(r.epochs, r.lr)
     return learn
 
 # %% ../nbs/papers/50_unet_sharp.ipynb #f9d1ed8d
