@@ -326,9 +326,11 @@ def serve():
 # In the process of pytest
 
 @pytest.fixture(scope='module')
-def server():
+def server(tmp_path_factory):
     code = 'import sys; sys.path.insert(0, sys.argv[1]); import test_interrupt; test_interrupt.serve()'
-    env = {k:v for k,v in os.environ.items() if not k.startswith('HISTOLAB_')}|dict(HISTOLAB_DEVICE='cpu', OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
+    env = {k:v for k,v in os.environ.items() if not k.startswith('HISTOLAB_')}|dict(HISTOLAB_DEVICE='cpu', OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore',
+        HISTOLAB_RESULTS=str(tmp_path_factory.mktemp('results')),
+        no_proxy='*', OBJC_DISABLE_INITIALIZE_FORK_SAFETY='YES') # a Mac wants both after a fork
     p = subprocess.Popen([sys.executable, '-c', code, os.path.dirname(__file__)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     assert p.stdout.readline()=='ready\n'
     yield p
