@@ -523,7 +523,7 @@ def main(
     try: app(args, prog_name='histolab-nb')
     except (KeyboardInterrupt, SystemExit) as e: # typer makes an exit of Ctrl-C
         if isinstance(e, SystemExit) and e.code!=130: raise
-        sys.exit(print('\nstopped; the same command goes on from the last checkpoint, if there is one', file=sys.stderr) or 130)
+        sys.exit(print('\nstopped, with nothing half-written; the same command goes on from its last checkpoint, or starts anew', file=sys.stderr) or 130)
     except DataError as e:
         if '--debug' in args: raise
         print(f'histolab-nb: {e}', file=sys.stderr)

@@ -130,7 +130,7 @@ def test_ctrl_c_says_that_it_can_go_on(small, tmp_path, capsys, monkeypatch):
     def stop(*args, **kw): raise KeyboardInterrupt
     monkeypatch.setattr(cli, 'run_notebook', stop)
     rc,_,err = call(capsys, 'run', small, '--out', tmp_path/'out')
-    assert rc==130 and 'stopped; the same command goes on' in err
+    assert rc==130 and 'stopped, with nothing half-written; the same command goes on' in err
 
 # ---- tables
 

@@ -375,7 +375,7 @@ def test_ctrl_c_ends_a_command(name, server, tmp_path):
     "One line, 130, nothing half-done; the same command does the rest, and a third process does all of it elsewhere"
     pid,over = interrupt(server, tmp_path, 'commanded', name, 'a', True)
     until(over, 10)
-    assert text(tmp_path/'rc')=='130' and text(tmp_path/'err.txt').strip()=='stopped; the same command goes on from the last checkpoint, if there is one'
+    assert text(tmp_path/'rc')=='130' and text(tmp_path/'err.txt').strip()=='stopped, with nothing half-written; the same command goes on from its last checkpoint, or starts anew'
     expected = json.loads(text(tmp_path/'expected.json'))
     assert not group(pid) and all(any(Path(o).match(m) for m in expected['may_stay']) for o in found(tmp_path/'a'))
     for out in 'a','b':
