@@ -504,6 +504,7 @@ def grade(
     "Run the answers of students' notebooks and say which exercises hold"
     import pandas as pd
     if out and Path(out).suffix!='.csv': raise DataError('the marks are written as CSV', out, 'Choose a name that ends in .csv')
+    if out and Path(out).is_dir(): raise DataError('this is a folder', out, 'Choose the name of a file for the marks')
     if out: out_folder(Path(out).parent)
     marks = []
     for p in notebooks:

@@ -150,8 +150,8 @@ def read_json(
     "What `path` holds; `DataError` if it is missing or not JSON"
     path = Path(path).expanduser()
     if not path.is_file(): raise DataError('there is no such file', path)
-    try: return json.loads(path.read_text(encoding='utf-8'))
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise DataError(f'this is not JSON ({e})', path) from None
+    try: return json.loads(path.read_text(encoding='utf-8-sig')) # Windows likes to write a mark before the text
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as e: raise DataError(f'this is not JSON ({e})', path) from None
 
 # %% ../nbs/foundations/00_core.ipynb #96aec691
 def _to_dict(self:Recipe)->dict:
@@ -202,7 +202,7 @@ def get_device(
 ):
     "The torch device to work on: CUDA before Apple's MPS before the CPU"
     import torch
-    name = name or os.environ.get('HISTOLAB_DEVICE')
+    name = name or os.environ.get('HISTOLAB_DEVICE') or None
     have = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     if name is None: name = next(k for k,v in have.items() if v)
     if not have.get(name.split(':')[0]): raise DataError(f'there is no device {name!r} here', fix=f'Use one of {[k for k,v in have.items() if v]}')

@@ -256,7 +256,9 @@ def exercises(
         if k: ex.title,closed = title,False
         if part=='exercise': ex.starter,closed = c.source,False
         if part in ('solution', 'check'): setattr(ex, part, c.source)
-        elif is_code and 'check_exercise(' in c.source and ex: ex.check = c.source
+        elif is_code and 'check_exercise(' in c.source and ex:
+            ex.check = c.source
+            if part: ex.cells.append(re.sub(r'^check_exercise\(.*$', '', c.source, flags=re.M)) # answer and check in one cell
         elif is_code and not closed: (ex.cells if ex else shared).append(c.source)
         elif ex and not is_code and not ex.starter: ex.task = f'{ex.task}\n\n{c.source}'.strip()
         closed = closed or bool(ex and ex.check)
@@ -321,8 +323,8 @@ def explain(
     alone:str='run the cells of this chapter from its start', # what to do about a name that is not there
 )->str:
     "What an error means for an answer, in a sentence"
-    words = ' '.join(words.split())
-    if error=='AssertionError' and checking: return words or 'a check does not hold'
+    words = ' '.join(re.sub(r'\x1b\[[\d;]*m', '', words).split()) # without colours of a terminal
+    if error=='AssertionError' and checking: return words[:1000] or 'a check does not hold'
     if error in ('NameError', 'UnboundLocalError'): return f'{words}: {alone}'
     if error=='SystemExit': return 'it ends Python with exit or sys.exit: leave that out'
     if checking: return f'your answer runs, but using it ends with {error}: {words[:300]}'
@@ -401,10 +403,13 @@ def clean_slate(
 # %% ../nbs/foundations/13_notebooks.ipynb #25d43dc4
 class AnswerKernel:
     "A kernel for answers: starts when it is needed, and again after an answer has ended it; to be used in a `with`"
+    patience = 300 # seconds for a cell that is not the student's, such as the import of the module
+
     def __init__(self,
         first:str, # cell that a new kernel starts with
         limit:float=60, # seconds for a cell
     ):
+        if not 0<limit<float('inf'): raise DataError(f'a cell cannot have {limit} s', fix='Give a number above 0')
         self.first,self.limit,self.client,self.stack = first,limit,None,contextlib.ExitStack()
         self.fresh,self.ready = False,set() # has no answer been tried in it yet?; exercises whose set-up it has kept
 
@@ -435,19 +440,21 @@ def start(self:AnswerKernel):
         resources=dict(metadata=dict(path=folder)), log=logging.getLogger('histolab_nb.answers'))
     self.stack.enter_context(client.setup_kernel(cleanup_kc=True, env=env))
     self.client,self.fresh,self.ready = client,True,set()
-    bad = self.run(self.first) or self.run(f'{_own}.keep_names(0)')
+    bad = self.run(self.first, self.patience) or self.run(f'{_own}.keep_names(0)', self.patience)
     if bad: raise DataError(f'the exercises cannot be graded here: {": ".join(bad)}', fix='Run histolab-nb doctor')
 
 @patch
 def run(self:AnswerKernel,
     source:str, # of a cell
+    limit:float|None=None, # seconds; the limit of an answer if none
 )->tuple|None: # name and words of the error, or none
     "Run a cell; a kernel that does not survive it is ended"
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from nbformat.v4 import new_code_cell
+    self.client.timeout = limit or self.limit
     try: self.client.execute_cell(new_code_cell(source), 0)
     except CellExecutionError as e: return e.ename,e.evalue
-    except CellTimeoutError: bad = 'Timeout',f'it takes longer than {self.limit:.0f} s: does a loop never end?'
+    except CellTimeoutError: bad = 'Timeout',f'it takes longer than {self.client.timeout:.0f} s: does a loop never end?'
     except DeadKernelError: bad = 'DeadKernel','it ended the whole kernel: by exit(), or because the memory was full'
     else: return None
     self.close()
@@ -468,7 +475,7 @@ def judge(self:AnswerKernel,
     n = exercise.number
     setup = [] if n in self.ready else [*exercise.setup, f'{_own}.keep_names({n})']
     for s in (f'{_own}.clean_slate({n})', *setup, exercise.starter):
-        if not (bad := self.run(s)): continue
+        if not (bad := self.run(s, self.patience)): continue
         if fresh: raise DataError(f'the set-up of exercise {n} fails: {": ".join(bad)}')
         self.close()
         return self.judge(exercise, answer, again)
@@ -565,6 +572,7 @@ def write_course(
 )->Path:
     "Write the notebooks for students; `DataError` if that would overwrite what somebody has changed"
     out,files = out_folder(out),course_files()
+    if lost := [k for k in files if (out/k).is_dir()]: raise DataError(f'there are folders where files should go: {", ".join(lost)}', out, 'Choose another folder')
     clash = [k for k,v in files.items() if (out/k).exists() and (out/k).read_bytes()!=v.encode()]
     if clash and not overwrite:
         raise DataError(f'these files are there already and were changed, or come from another version: {", ".join(clash)}', out, 'Choose another folder, or say overwrite if nothing in them is worth keeping')

@@ -10,7 +10,7 @@ Each of them has a static picture, made by the same function that draws the live
 
 An image of a data set is no slide, and should be looked at in the same way. `ImagePyramid` gives an array what the viewer needs of a slide. Like a file it keeps halved copies, so that a small view of a large image is quick to draw and does not flicker.
 
-`read_geojson` reads the files that `write_geojson` writes and those that QuPath exports. Polygons, also several to one object, are read with the name and the colour of their class; points and lines have no area and are left out.
+`read_geojson` reads the files that `write_geojson` writes and those that QuPath exports. Polygons, also several to one object, are read with the name and the colour of their class; points and lines have no area and are left out, as are objects without a place.
 
 `as_layer` makes a layer of any of these, by its type: a `SlideMap`, `Nuclei`, a list of regions, the path of a GeoJSON file, or an array that covers the slide. Whole numbers are taken for instances unless `kind='classes'` says otherwise. An array that covers a part of the slide comes with its `box`.
 
@@ -28,8 +28,8 @@ __all__ = ['mark_colours', 'paper_knobs', 'paper_recipes', 'View', 'ImagePyramid
            'instance_layer', 'region_layer', 'read_geojson', 'as_layer', 'said_of', 'overview_picture', 'inset_box',
            'glass', 'slide_picture', 'Screen', 'encoded', 'captioned', 'number', 'has_kernel', 'Pictured',
            'SlideViewer', 'Drawn', 'knob', 'Panel', 'numbers_html', 'pixel_marks', 'object_marks', 'enlarged',
-           'painted', 'is_instances', 'compare', 'said_scores', 'Post', 'own_post', 'paper_post', 'shown',
-           'class_numbers', 'as_map', 'playground']
+           'painted', 'as_map', 'is_instances', 'compare', 'said_scores', 'Post', 'own_post', 'paper_post', 'shown',
+           'class_numbers', 'playground']
 
 # %% ../nbs/foundations/12_viewer.ipynb #b411a96f
 import functools, html, inspect, io, itertools, math
@@ -41,6 +41,7 @@ from importlib import import_module
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from matplotlib.font_manager import findfont
+from numbers import Integral, Real
 from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
@@ -52,6 +53,8 @@ from .plots import as_image, bar_length, bar_text, colours, palette
 from .slides import Slide
 
 # %% ../nbs/foundations/12_viewer.ipynb #95339ad8
+def _number(o): return isinstance(o, Real) and math.isfinite(o)
+
 @dataclass(frozen=True)
 class View:
     "The part of a slide that a screen shows"
@@ -80,6 +83,7 @@ class ImagePyramid:
         image, # anything `as_image` takes
         mpp:float|None=None, # um/px, if known
     ):
+        if mpp is not None and not (_number(mpp) and mpp>0): raise DataError(f'mpp is micrometres per pixel, a number above 0, not {mpp!r}')
         self.mpp_xy,self.path = mpp and (mpp,mpp),None
         self.copies = [Image.fromarray(to_rgb8(image))]
         while max(self.copies[-1].size)>512: self.copies.append(self.copies[-1].reduce(2))
@@ -97,7 +101,10 @@ def to_rgb8(
 )->np.ndarray: # uint8 (H,W,3)
     "Any of our images as RGB bytes"
     image = as_image(image)
-    if image.dtype!=np.uint8: image = (255*image.astype(float)/(1 if image.max()<=1 else image.max())).round().astype(np.uint8)
+    if image.dtype!=np.uint8:
+        image = np.nan_to_num(image.astype(float)).clip(0)
+        top = image.max() if image.ndim==2 else 255 if image.max()<256 else image.max()
+        image = (255*image/(1 if image.max()<=1 else top)).round().astype(np.uint8)
     return np.ascontiguousarray(image[...,:3] if image.ndim==3 else np.repeat(image[...,None], 3, 2))
 
 # %% ../nbs/foundations/12_viewer.ipynb #aae2acf2
@@ -109,7 +116,7 @@ def as_viewable(
     if isinstance(source, ImagePyramid): return source
     if isinstance(source, (str,Path)): source = open_picture(source, mpp)
     if not isinstance(source, Slide): return ImagePyramid(source, mpp)
-    return Slide(source.path, mpp, source.fast) if mpp else source
+    return source if mpp is None else Slide(source.path, mpp, source.fast)
 
 def resolution(
     slide, # `Slide` or `ImagePyramid`
@@ -147,7 +154,7 @@ def view_at(
     if mpp is not None and magnification is not None: raise DataError('both mpp and magnification are given', fix='Pass one of them')
     for o,k in ((mpp,known), (magnification,power)):
         if o is not None and not k: raise DataError('the resolution is not known', slide.path, 'Pass it: mpp=0.5 when the viewer is made')
-        if o is not None and not o>0: raise DataError(f'a scale should be above 0, not {o}')
+        if o is not None and not (_number(o) and o>0): raise DataError(f'a scale is a number above 0, not {o!r}')
     s = mpp/known[0] if mpp else power/magnification if magnification else 1.
     ratio = known[0]/known[1] if known else 1.
     return View(0, 0, s, w, h, ratio).around(x, y)
@@ -162,6 +169,10 @@ class Layer:
     on:bool = True # is it shown?
     colour:tuple|str|None = None # that stands for it in the legend
 
+    def __post_init__(self):
+        self.name = str(self.name)
+        if not (_number(self.opacity) and 0<=self.opacity<=1): raise DataError(f'{self.name}: an opacity lies between 0 and 1, this is {self.opacity!r}')
+
 def blend(
     image, # uint8 (h,w,3)
     layers, # of `Layer`, the lowest first
@@ -171,7 +182,9 @@ def blend(
     res = Image.fromarray(image)
     for l in layers:
         if not l.on or l.opacity<=0: continue
-        over = Image.fromarray(l.paint(view))
+        over = np.asarray(l.paint(view))
+        if over.dtype!=np.uint8 or over.shape!=(view.h,view.w,4): raise DataError(f'{l.name}: a layer paints uint8 {(view.h,view.w,4)}, not {over.dtype} {over.shape}')
+        over = Image.fromarray(over)
         res.paste(over.convert('RGB'), mask=over.getchannel('A').point([round(a*l.opacity) for a in range(256)]))
     return np.asarray(res)
 
@@ -199,7 +212,9 @@ def array_layer(
     return Layer(name, lambda view: table[cut_out(values, box, view)], colour=colour, **kw)
 
 # %% ../nbs/foundations/12_viewer.ipynb #cea4c5a2
-def rgba(colour, alpha=255): return np.uint8([*(round(255*o) for o in to_rgb(colour)), alpha])
+def rgba(colour, alpha=255):
+    try: return np.uint8([*(round(255*o) for o in to_rgb(colour)), alpha])
+    except ValueError: raise DataError(f'{colour!r} is no colour', fix="Give a name, '#ff0000', or three numbers from 0 to 1") from None
 
 def raster_layer(
     name, # shown beside its switch
@@ -232,6 +247,8 @@ def instance_layer(
     "The outlines of an instance map"
     instances = np.asarray(instances)
     if instances.ndim!=2 or not instances.size or instances.dtype.kind not in 'bui': raise DataError(f'{name}: an instance map holds whole numbers (H,W), this is {instances.dtype} {instances.shape}')
+    if instances.min()<0: raise DataError(f'{name}: ids of instances are above 0, these begin at {instances.min()}', fix='Set what is not annotated to 0')
+    if instances.max()>=2**31: instances = np.unique(instances, return_inverse=True)[1].reshape(instances.shape)+(instances.min()>0)
     ids,table = np.ascontiguousarray(instances, np.int32),np.array([rgba(c) for c in ([colour] if colour else palette)])
     def paint(view):
         seen = cut_out(ids, box, view)
@@ -250,6 +267,7 @@ def region_layer(
     on:bool=True, # is it shown?
 )->Layer:
     "The outlines of regions, or dots where they are too small to be seen"
+    regions = [r for r in regions if len(r.rings) and len(r.rings[0])]
     hues = {c:rgba((colours or {}).get(c) or class_colour(c)) for c in {r.label for r in regions}}
     own = np.array([hues[r.label] for r in regions], np.uint8).reshape(-1, 4)
     boxes = np.array([(*o.min(0), *o.max(0)) for o in (np.asarray(r.rings[0]) for r in regions)]).reshape(-1, 4)
@@ -270,29 +288,52 @@ def region_layer(
 # %% ../nbs/foundations/12_viewer.ipynb #cd41cfcc
 def _polygons(geometry):
     "The polygons of a GeoJSON geometry: lists of rings"
+    if not geometry: return [] # GeoJSON has objects without a place
     if geometry['type']=='GeometryCollection': return [p for g in geometry['geometries'] for p in _polygons(g)]
     found = dict(Polygon=[geometry.get('coordinates')], MultiPolygon=geometry.get('coordinates')).get(geometry['type'], [])
-    return [[np.array(r, float)[:,:2] for r in rings] for rings in found]
+    res = [[np.array(r, float)[:,:2] for r in rings if len(r)] for rings in found if rings and len(rings[0])]
+    if not all(np.isfinite(r).all() for rings in res for r in rings): raise ValueError('a place that is no number')
+    return res
+
+def _class_of(properties):
+    "Name of a feature's class, and its colour if it has one: QuPath has written lists of 0 to 255, and whole numbers that hold all three"
+    kind = (properties or {}).get('classification') or {}
+    if isinstance(kind, str): kind = dict(name=kind)
+    colour = kind.get('color') or kind.get('colorRGB')
+    if isinstance(colour, int): colour = [colour>>16 & 255, colour>>8 & 255, colour & 255]
+    known = isinstance(colour, list) and len(colour)>2 and all(_number(o) and 0<=o<256 for o in colour)
+    return str(kind.get('name') or ': '.join(kind.get('names') or []) or 'region'),tuple(o/255 for o in colour[:3]) if known else None
 
 def read_geojson(
     path, # file of QuPath, or of `write_geojson`
 )->tuple: # list of `Region`; names of the classes by number; colours by number, where the file has them
     "The regions of a GeoJSON file; `DataError` if it is none"
+    if Path(path).suffix.lower() in ('.gz','.zip'): raise DataError('this file is packed', path, 'Unpack it first')
     data = read_json(path)
     if isinstance(data, dict) and data.get('type')=='Feature': data = [data]
     features = data.get('features') if isinstance(data, dict) else data
     if not isinstance(features, list): raise DataError('this is no GeoJSON file with features', path, 'In QuPath: File, Export objects as GeoJSON')
     res,numbers,hues = [],{},{}
-    for f in features:
+    for i,f in enumerate(features):
         try:
-            kind = (f.get('properties') or {}).get('classification') or {}
-            c = numbers.setdefault(kind.get('name') or 'region', len(numbers)+1)
-            if 'color' in kind: hues[c] = tuple(o/255 for o in kind['color'][:3])
+            name,hue = _class_of(f.get('properties'))
+            c = numbers.setdefault(name, len(numbers)+1)
+            if hue: hues[c] = hue
             res += [Region(c, rings) for rings in _polygons(f['geometry'])]
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError): raise DataError(f'feature {features.index(f)} has no geometry that can be read', path) from None
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError): raise DataError(f'feature {i} has no class or geometry that can be read', path) from None
     return res,{v:k for k,v in numbers.items()},hues
 
 # %% ../nbs/foundations/12_viewer.ipynb #f0f7edb5
+def _values(o):
+    "An array of what may be a tensor"
+    return np.asarray((o.detach().float() if o.is_floating_point() else o.detach()).cpu() if hasattr(o, 'detach') else o)
+
+def _covered(name, box):
+    "A box as numbers; `DataError` if it is none"
+    res = [] if isinstance(box, str) else list(box)
+    if len(res)!=4 or not all(map(_number, res)) or not (res[0]<res[2] and res[1]<res[3]): raise DataError(f'{name}: a box is (x0,y0,x1,y1) in level-0 px, with x0<x1 and y0<y1, not {box}')
+    return tuple(map(float, res))
+
 def as_layer(
     name, # shown beside its switch
     thing, # see above
@@ -314,7 +355,7 @@ def as_layer(
     if isinstance(thing, (str,Path)): thing,_,hues = read_geojson(thing)
     if isinstance(thing, (list,tuple)) and all(isinstance(o, Region) for o in thing):
         return region_layer(name, thing, {o.label:colour for o in thing} if colour else hues, **kw)
-    values,box = np.asarray(thing),box or (0,0,*dims)
+    values,box = _values(thing),(0,0,*dims) if box is None else _covered(name, box)
     if kind=='instances' or kind is None and values.dtype.kind in 'ui': return instance_layer(name, values, box, colour, **kw)
     return raster_layer(name, values, box, colour, **kw)
 
@@ -414,7 +455,7 @@ def captioned(
     "A picture with a legend and numbers below"
     words = [(n, tuple(rgba(c)[:3].tolist())) for n,c in legend if c is not None] + [(f'{k} {number(v)}', None) for k,v in (numbers or {}).items()]
     lines,x = [[]],8
-    for text,c in words:
+    for text,c in [(' '.join(str(t).split()), c) for t,c in words]:
         wide = _font(12).getlength(text)+(20 if c else 0)
         if x+wide>picture.shape[1] and lines[-1]: lines,x = [*lines,[]],8
         lines[-1].append((x, text, c))
@@ -451,7 +492,8 @@ class SlideViewer(Pictured, W.VBox):
         width:int=720, # of the screen, px
         height:int=440, # of the screen, px
     ):
-        if not (50<=width<=4000 and 50<=height<=4000): raise DataError(f'a screen of {width} x {height} px is of no use', fix='Choose a width and a height from 50 to 4000')
+        if not all(_number(o) and 50<=o<=4000 for o in (width,height)): raise DataError(f'a screen of {width} x {height} px is of no use', fix='Choose a width and a height from 50 to 4000')
+        if not isinstance(layers, dict|None): raise DataError(f'layers are a dict of names and what they show, not {type(layers).__name__}', fix='Give each a name: dict(mine=mask)')
         self.slide,self.layers,self._base = as_viewable(slide, mpp),[],(None,None)
         self._all = self.view = whole_view(self.slide, int(width), int(height))
         self.overview = overview_picture(self.slide, (min(150, width//4), min(110, height//4)))
@@ -486,7 +528,7 @@ def limits(self:SlideViewer)->tuple: # smallest and largest
 @patch
 def show(self:SlideViewer,
     force:bool=False, # move the reader there, too
-    answer:bool=False, # is it what the browser asked for?
+    answer:str|bool=False, # the mark of the question, if the browser asked for it; True if that has none
 ):
     "Send the browser what is seen now"
     def at(v): return dict(x=v.x, y=v.y, s=v.s)
@@ -500,7 +542,7 @@ def _heard(self:SlideViewer, _, said, buffers):
     "What the browser asked: the picture of a view. An error would vanish in a log, so the screen says it"
     try:
         if said.get('kind')=='view': self.view = self.limited(replace(self.view, **{k:float(said[k]) for k in 'xys'}))
-        self.show(force=said.get('kind')=='ready', answer=said.get('kind')=='view')
+        self.show(force=said.get('kind')=='ready', answer=said.get('kind')=='view' and (said.get('mark') or True))
     except Exception as e: self.screen.send(dict(kind='error', says=str(e) or type(e).__name__))
 
 @patch
@@ -523,6 +565,7 @@ def go(self:SlideViewer,
     magnification:float|None=None, # or the magnification; as it is now if neither is given
 )->SlideViewer:
     "Look at a place"
+    if not (_number(x) and _number(y)): raise DataError(f'a place is two numbers, level-0 px, not {x!r} and {y!r}')
     s = self.view.s if mpp is None and magnification is None else view_at(self.slide, x, y, mpp, magnification).s
     self.view = self.limited(self.view.around(x, y, s))
     self.show(force=True)
@@ -542,6 +585,11 @@ def _switch(layer, changed):
     for o,k in ((on,'on'), (opacity,'opacity')): o.observe(lambda c, k=k: (setattr(layer, k, c['new']), changed()), 'value')
     return W.HBox([on, opacity])
 
+def _closed(switch):
+    "A switch that is no longer needed would stay in memory, here and in the browser"
+    for o in (*switch.children, switch):
+        for part in (o, o.layout, getattr(o, 'style', None)): part and part.close()
+
 @patch
 def add(self:SlideViewer,
     name:str, # of the layer
@@ -550,8 +598,11 @@ def add(self:SlideViewer,
 )->SlideViewer:
     "Lay something over the slide"
     new = as_layer(name, thing, self.slide.dims, **kw)
-    self.layers = [l for l in self.layers if l.name!=name]+[new]
-    self.switches.children = [*(o for o in self.switches.children if o.children[0].description!=name), _switch(new, self.show)]
+    blend(np.zeros((self.view.h,self.view.w,3), np.uint8), [replace(new, on=True, opacity=1.)], self.view) # one that cannot be painted is not kept
+    old = [o for o in self.switches.children if o.children[0].description==new.name]
+    self.layers = [l for l in self.layers if l.name!=new.name]+[new]
+    self.switches.children = [*(o for o in self.switches.children if o not in old), _switch(new, self.show)]
+    for o in old: _closed(o)
     self.show()
     return self
 
@@ -573,10 +624,12 @@ def knob(
     how = dict(description=name, tooltip=tip, style=dict(description_width='100px'), layout=dict(width='360px'))
     if isinstance(spec, W.Widget): return spec
     if isinstance(spec, bool): return W.Checkbox(spec if value is None else value, description=name, tooltip=tip)
-    if isinstance(spec, list): return W.Dropdown(options=spec, value=spec[0] if value is None else value, **how)
-    if not (isinstance(spec, tuple) and len(spec) in (2,3) and all(isinstance(o, (int,float)) for o in spec) and spec[0]<spec[1]):
+    if isinstance(spec, list):
+        if not spec or value is not None and value not in spec: raise DataError(f'{name}: {value!r} is not among the choices {spec}')
+        return W.Dropdown(options=spec, value=spec[0] if value is None else value, **how)
+    if not (isinstance(spec, tuple) and len(spec) in (2,3) and all(map(_number, spec)) and spec[0]<spec[1] and (len(spec)==2 or spec[2]>0)):
         raise DataError(f'{name}: {spec!r} is no range', fix='Give (low, high) or (low, high, step), a list of choices, True or False, or a widget')
-    whole = all(isinstance(o, int) for o in spec) and not isinstance(value, float)
+    whole = all(isinstance(o, Integral) for o in spec) and not isinstance(value, float)
     low,high,step = (*spec, 1 if whole else (spec[1]-spec[0])/50)[:3]
     value = (low+high)//2 if value is None and whole else (low+high)/2 if value is None else value
     if not low<=value<=high: low,high = min(low, value),max(high, value)
@@ -591,7 +644,7 @@ class Panel(Pictured, W.VBox):
         title:str='', # above
     ):
         self.draw,self.knobs,self.start = draw,knobs,{k:o.value for k,o in knobs.items()}
-        self.drawn = draw(**self.start)
+        self.drawn,self.turning = self._draw(self.start),False
         self.first,self.screen,self.says = self.drawn.numbers,W.Image(format='jpeg'),W.HTML()
         back = W.Button(description='back to the start', layout=dict(width='150px'))
         back.on_click(lambda _: self.set(**self.start))
@@ -625,22 +678,32 @@ def _show(self:Panel):
 
 @patch
 def _turned(self:Panel, _=None):
-    try: self.drawn = self.draw(**self.values)
+    if self.turning: return
+    try: self.drawn = self._draw(self.values)
     except Exception as e: self.says.value = f'<span style="color:#b00">{html.escape(str(e) or type(e).__name__)}</span>'
     else: self._show()
 
 # %% ../nbs/foundations/12_viewer.ipynb #f4f46161
+@patch
+def _draw(self:Panel, values):
+    "What the function draws; `DataError` if that cannot be shown"
+    res = self.draw(**values)
+    if not isinstance(res, Drawn) or not isinstance(res.numbers, dict): raise DataError(f'a panel is drawn by a function that returns Drawn(image, numbers), not {type(res).__name__}')
+    return res._replace(image=to_rgb8(res.image))
+
 @patch
 def set(self:Panel,
     **values, # of knobs, by name
 )->Panel:
     "Turn some knobs at once"
     if wrong := set(values)-set(self.knobs): raise DataError(f'there is no knob {", ".join(sorted(wrong))}', fix=f'The knobs are {", ".join(self.knobs)}')
-    for k,v in values.items():
-        self.knobs[k].unobserve(self._turned, 'value')
-        self.knobs[k].value = v
-        self.knobs[k].observe(self._turned, 'value')
-    self._turned()
+    self.turning = True
+    try:
+        for k,v in values.items(): self.knobs[k].value = v
+    except traitlets.TraitError: raise DataError(f'{k} cannot be {v!r}') from None
+    finally:
+        self.turning = False
+        self._turned()
     return self
 
 # %% ../nbs/foundations/12_viewer.ipynb #1dec0941
@@ -687,16 +750,26 @@ def painted(
     pale = (89+.65*image.mean(-1, keepdims=True)).repeat(3, -1).astype(np.uint8)
     return blend(pale, [Layer('marks', lambda v: table[marks], opacity)], View(0, 0, 1, *marks.shape[::-1]))
 
-# %% ../nbs/foundations/12_viewer.ipynb #d6b86711
+# %% ../nbs/foundations/12_viewer.ipynb #187293b5
+def as_map(m): return m.prob if isinstance(m, SlideMap) else _values(m)
+
+def is_instances(m): return m.dtype.kind in 'ui' and len(np.unique(m[m>0]))>1
+
+# %% ../nbs/foundations/12_viewer.ipynb #430b27f1
 def _same_size(image, **maps):
     "The maps as arrays; `DataError` if one is not of the image's size"
-    res = {k:np.asarray(v.detach().cpu() if hasattr(v, 'detach') else v) for k,v in maps.items() if v is not None}
+    res = {k:as_map(v) for k,v in maps.items()}
     for k,v in res.items():
         if v.shape[-2:]!=image.shape[:2]: raise DataError(f'the {k} has shape {v.shape}, the image {image.shape[:2]}', fix='Bring both to the same size first')
+        _numbers(k, v)
     return res
 
-def is_instances(m): return m.dtype.kind in 'ui' and m.max(initial=0)>1
+def _numbers(name, m):
+    "`DataError` if an array holds no numbers, or ids below 0"
+    if m.dtype.kind not in 'buif': raise DataError(f'the {name} should hold numbers, not {m.dtype}')
+    if m.dtype.kind=='i' and m.min(initial=0)<0: raise DataError(f'the {name} holds the id {m.min()}', fix='Ids are above 0; set what is not annotated to 0')
 
+# %% ../nbs/foundations/12_viewer.ipynb #d6b86711
 def compare(
     image, # anything `as_image` takes
     truth, # mask or instance map (H,W)
@@ -709,6 +782,7 @@ def compare(
     t,p = _same_size(image, truth=truth, prediction=prediction).values()
     if t.ndim!=2 or p.ndim!=2: raise DataError(f'truth and prediction should be (H,W), not {t.shape} and {p.shape}', fix='Pick one class: prob[1]')
     if t.dtype.kind=='f': raise DataError('the truth holds floats', fix='Make it a mask: truth>0.5')
+    if p.dtype.kind=='f' and (np.nanmin(p, initial=0)<-1e-3 or np.nanmax(p, initial=0)>1+1e-3): raise DataError('the prediction should be a probability, in [0,1]', fix='Apply sigmoid or softmax first')
     both = is_instances(t) and is_instances(p)
     knobs = dict(opacity=knob('opacity', (0.,1.,.05), opacity))
     if p.dtype.kind=='f': knobs['threshold'] = knob('threshold', (0.,1.,.01), threshold)
@@ -743,10 +817,13 @@ def own_post(
     ranges:dict, # name: range of the parameter
 )->Post:
     "A function of the user's as a `Post`"
+    if not callable(f): raise DataError(f'{f!r} is neither the name of a paper nor a function')
     known = inspect.signature(f).parameters
     free = any(o.kind==o.VAR_KEYWORD for o in known.values())
     if wrong := [k for k in ranges if k not in known and not free]: raise DataError(f'{getattr(f, "__name__", f)} has no parameter {", ".join(wrong)}')
     if not ranges: raise DataError('there is nothing to turn', fix='Give the range of a parameter, as in threshold=(0., 1., 0.05)')
+    lost = [k for k,o in [*known.items()][1:] if o.default is o.empty and o.kind in (o.POSITIONAL_OR_KEYWORD, o.KEYWORD_ONLY) and k not in ranges]
+    if lost: raise DataError(f'{getattr(f, "__name__", f)} needs {", ".join(lost)}, too', fix='Give each a range, or a default')
     def default(k): return known[k].default if k in known and known[k].default is not inspect.Parameter.empty else None
     return Post(lambda prob, image, **kw: f(prob, **kw), {k:(v, default(k), '') for k,v in ranges.items()})
 
@@ -765,14 +842,18 @@ def _crf(m, prob, image, r):
     smooth = m.dclr_crf(r, len(prob)).smooth(np.where(there, prob, 1/len(prob)).astype(np.float32), image)
     return (np.asarray(smooth).argmax(0)==1) & there
 
+def _planes(prob):
+    if prob.ndim!=3: raise DataError(f'the map should be (C,H,W), this one is {prob.shape}')
+    return prob
+
 def _pieces(m, prob, image, r):
-    classes = prob.argmax(0).astype(np.uint8)
+    classes = _planes(prob).argmax(0).astype(np.uint8)
     return classes*(m.class_instances(classes, r.min_size)>0)
 
 # %% ../nbs/foundations/12_viewer.ipynb #fa01ab6d
 def _watershed(m, prob, image, r): return m.watershed_instances(prob, m.attention_watershed(r))
-def _nuclei(m, prob, image, r): return m.nuclei_from(prob, r)
-def _glands(m, prob, image, r): return m.gland_instances(m.gland_mask(prob, r), r)
+def _nuclei(m, prob, image, r): return m.nuclei_from(_planes(prob), r)
+def _glands(m, prob, image, r): return m.gland_instances(m.gland_mask(_planes(prob), r), r)
 
 _runs = dict(dclr=_crf, scale_attention=_watershed, instance_ssl=_nuclei, glands=_glands, unet_sharp=_pieces)
 _kinds = dict(dclr='mask', unet_sharp='classes')
@@ -821,8 +902,6 @@ def class_numbers(
     return {f'mean {k}':v for k,v in averaged(table).items()} | dict(dice=scores(found>0, truth>0)['dice'])
 
 # %% ../nbs/foundations/12_viewer.ipynb #89e493f8
-def as_map(m): return m.prob if isinstance(m, SlideMap) else np.asarray(m.detach().cpu() if hasattr(m, 'detach') else m)
-
 def playground(
     postprocess, # name of a paper, or a function of a map and of parameters
     prob, # the map: (H,W) or (C,H,W), or a `SlideMap`
@@ -838,10 +917,11 @@ def playground(
     if paper and ranges: raise DataError(f'the knobs of {postprocess} are fields of its recipe', fix='Pass recipe=, or a function with ranges')
     post = paper_post(postprocess, recipe) if paper else own_post(postprocess, ranges)
     image,m = to_rgb8(image),as_map(prob)
-    maps = _same_size(image, map=m, truth=truth)
+    maps = _same_size(image, map=m, **({} if truth is None else dict(truth=truth)))
     def draw(**values):
-        found = np.asarray(post.run(m, image, **values))
+        found = _values(post.run(m, image, **values))
         if found.shape!=image.shape[:2]: raise DataError(f'the post-processing made {found.shape} of an image of {image.shape[:2]}')
+        _numbers('result', found)
         kind = post.kind or ('mask' if found.dtype==bool else 'instances')
         return shown(image, found, kind, maps.get('truth'), names, side)
     panel = Panel(draw, {k:knob(k, *o, live=False) for k,o in post.knobs.items()}, postprocess if paper else getattr(postprocess, '__name__', ''))

@@ -16,10 +16,10 @@ function render({model, el}) {
   const canvas = make('canvas', {width: w, height: h, tabIndex: 0}, box)
   canvas.setAttribute('role', 'application')
   canvas.setAttribute('aria-label', 'whole-slide viewer: drag or arrow keys to move, + and - to zoom, 0 for the whole slide')
-  canvas.setAttribute('data-lm-suppress-shortcuts', 'true')
+  box.setAttribute('data-lm-suppress-shortcuts', 'true')
   const keys = make('div', {className: 'keys'}, box), says = make('div', {className: 'says'}, box)
-  const ctx = canvas.getContext('2d')
-  let frame = null, at = null, asked = null, since = 0, drag = null, hint = 0
+  const ctx = canvas.getContext('2d'), me = `${Math.random()}/` // tells the questions of this display from those of another display of the same viewer
+  let frame = null, at = null, asked = null, count = 0, since = 0, drag = null, hint = 0, turn = Promise.resolve()
 
   function draw() {
     ctx.clearRect(0, 0, w, h)
@@ -36,10 +36,12 @@ function render({model, el}) {
   }
   function ask() {
     if (asked && performance.now()-since<5000) return
-    asked = at
+    asked = {at, mark: me+(++count)}
     since = performance.now()
-    model.send({kind: 'view', ...at})
-    setTimeout(() => { if (asked && performance.now()-since>=1500) tell('waiting for the kernel') }, 1500)
+    const mine = asked
+    setTimeout(() => { if (asked===mine) tell('waiting for the kernel') }, 1500)
+    setTimeout(() => { if (asked===mine) tell('no answer: the kernel is busy, or was restarted; then run this cell again') }, 5000)
+    model.send({kind: 'view', mark: asked.mark, ...at})
   }
   function go(view) {
     if (!frame) return
@@ -68,26 +70,28 @@ function render({model, el}) {
   async function take(msg, buffers) {
     if (msg.kind==='error') { asked = null; return tell(msg.says) }
     const [picture, above] = await Promise.all(buffers.map((b, i) => createImageBitmap(new Blob([b], {type: ['image/jpeg', 'image/png'][i]}))))
-    const still = !frame || msg.force || msg.answer && at===asked
+    const mine = asked && msg.answer===asked.mark, old = String(msg.answer).startsWith(me) && !mine
+    const still = !frame || msg.force || (mine ? at===asked.at : msg.answer && !old && !asked && !drag)
     frame = {...msg, picture, above}
     if (still) at = msg.view
-    if (msg.answer) {
+    if (mine) {
       canvas.dataset.ms = Math.round(performance.now()-since)
       asked = null
     }
     canvas.dataset.frames = Number(canvas.dataset.frames || 0)+1
-    tell('')
+    if (!asked) tell('')
     draw()
-    if (msg.answer && !still) ask()
+    if (mine && !still) ask()
   }
 
   canvas.addEventListener('pointerdown', e => {
+    if (e.button || drag) return
     canvas.focus({preventScroll: true})
     canvas.setPointerCapture(e.pointerId)
-    drag = {at: place(e), far: false, inset: inset(...place(e))}
+    drag = {id: e.pointerId, at: place(e), far: false, inset: inset(...place(e))}
   })
   canvas.addEventListener('pointermove', e => {
-    if (!drag) return
+    if (drag?.id!==e.pointerId) return
     const p = place(e), dx = p[0]-drag.at[0], dy = p[1]-drag.at[1]
     if (!drag.far && Math.hypot(dx, dy)<3) return
     drag.far = true
@@ -95,19 +99,21 @@ function render({model, el}) {
     drag.at = p
   })
   canvas.addEventListener('pointerup', e => {
-    const c = drag && !drag.far && drag.inset
+    if (drag?.id!==e.pointerId) return
+    const c = !drag.far && drag.inset
     if (c) go({x: c[0]-w/2*at.s, y: c[1]-h/2*at.s*frame.ratio, s: at.s})
     drag = null
   })
-  canvas.addEventListener('pointercancel', () => drag = null)
+  canvas.addEventListener('lostpointercapture', e => { if (drag?.id===e.pointerId) drag = null })
   canvas.addEventListener('dblclick', e => { if (!inset(...place(e))) zoom(0.5, ...place(e)) })
   canvas.addEventListener('wheel', e => {
-    if (document.activeElement!==canvas && !e.ctrlKey) return tell('click first, then the wheel zooms', 1500)
+    if (!box.matches(':focus-within') && !e.ctrlKey) return tell('click first, then the wheel zooms', 1500)
     e.preventDefault()
     e.stopPropagation()
     zoom(2**(Math.sign(e.deltaY)*Math.min(Math.abs(e.deltaY)/200, 0.5)), ...place(e))
   }, {passive: false})
-  canvas.addEventListener('keydown', e => {
+  box.addEventListener('keydown', e => {
+    if (e.ctrlKey || e.metaKey || e.altKey) return
     const f = {ArrowLeft: () => move(w/4, 0), ArrowRight: () => move(-w/4, 0), ArrowUp: () => move(0, h/4), ArrowDown: () => move(0, -h/4),
       '+': () => zoom(0.5), '=': () => zoom(0.5), '-': () => zoom(2), '0': whole}[e.key]
     if (!f) return
@@ -117,8 +123,9 @@ function render({model, el}) {
   })
   for (const [text, title, f] of [['+', 'zoom in', () => zoom(0.5)], ['−', 'zoom out', () => zoom(2)], ['⌂', 'the whole slide', whole]])
     make('button', {textContent: text, title, ariaLabel: title, onclick: f}, keys)
-  model.on('msg:custom', take)
+  const listen = (...args) => turn = turn.then(() => take(...args)).catch(e => tell(String(e))) // one after the other
+  model.on('msg:custom', listen)
   model.send({kind: 'ready'})
-  return () => model.off('msg:custom', take)
+  return () => model.off('msg:custom', listen)
 }
 export default {render}
