@@ -130,6 +130,7 @@ def run_notebook(
     out = prepare_folder(out or Path('out')/'-'.join([name, sets['scale'], *([Path(sets['slide']).stem] if 'slide' in sets else [])]), run)
     env = os.environ | {f'HISTOLAB_{k.upper()}':str(v) for k,v in (sets | dict(out=out)).items()}
     env.setdefault('HISTOLAB_RESULTS', str(out/'results'))
+    if flags: env['HISTOLAB_FLAGS'] = flags
     nb,here = read_notebook(path),flags_here(sets.get('data'), flags, sets.get('slide'))
     say(f'{name}: {path.name} at scale {sets["scale"]}, into {out}')
     try: execute(nb, out, here, env, debug, say)
@@ -489,7 +490,7 @@ def grade_file(
 @command
 def course(
     out:str, # folder for the notebooks
-    overwrite:bool=False, # overwrite files that were changed?
+    overwrite:bool=False, # replace files that were changed, too
 ):
     "Write the notebooks for students: exercises without solutions, and a page that says how to start"
     _say(f'written: {write_course(out, overwrite)}')

@@ -24,16 +24,17 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/notebooks.html.md"""
 
 # %% auto #0
 __all__ = ['notebooks_folder', 'paper_notebooks', 'course_notebooks', 'find_notebook', 'read_notebook', 'has_cuda', 'flags_here',
-           'cell_flags', 'left_out', 'kernel_manager', 'heading', 'chapters', 'execute', 'for_report', 'Exercise',
-           'exercise_part', 'exercises', 'exercise_imports', 'notebook_module', 'student_notebook', 'source_exercises',
-           'explain', 'bare', 'check_answer', 'check_exercise', 'keep_names', 'clean_slate', 'AnswerKernel',
-           'judge_answers', 'source_name', 'answers_in', 'grade_notebook', 'course_readme', 'course_files',
-           'write_course']
+           'cell_flags', 'left_out', 'kernel_manager', 'heading', 'chapters', 'execute', 'skip_flagged', 'for_report',
+           'Exercise', 'exercise_part', 'exercises', 'exercise_imports', 'notebook_module', 'student_notebook',
+           'source_exercises', 'explain', 'bare', 'check_answer', 'check_exercise', 'keep_names', 'clean_slate',
+           'AnswerKernel', 'judge_answers', 'source_name', 'answers_in', 'committed', 'grade_notebook', 'course_readme',
+           'course_files', 'write_course']
 
 # %% ../nbs/foundations/13_notebooks.ipynb #1106865a
-import contextlib, inspect, logging, os, re, sys, tempfile, threading, time, warnings
+import contextlib, inspect, logging, os, re, shutil, subprocess, sys, tempfile, threading, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 import histolab_nb
 from fastcore.basics import patch
 from .core import *
@@ -199,6 +200,19 @@ def execute(
         except DeadKernelError:
             raise DataError(f'the kernel died in the chapter "{chapter}"', fix='It may have run out of memory: try a smaller scale or a smaller slide') from None
 
+# %% ../nbs/foundations/13_notebooks.ipynb #4839c943
+def skip_flagged():
+    "In a live notebook, leave out the cells whose flags do not hold on this machine"
+    from IPython import get_ipython
+    shell = get_ipython()
+    if getattr(shell, 'kernel', None) is None: return
+    def leave_out(lines):
+        flags = set(cell_flags(SimpleNamespace(source=''.join(lines)))) & {'gpu','data','slow','net','truth'}
+        why = flags and next(filter(None, map(flags_here().get, flags)), None)
+        return [f'print({f"left out: {why}"!r})\n'] if why else lines
+    known = shell.input_transformers_cleanup
+    known[:] = [*(f for f in known if getattr(f, '__name__', '')!='leave_out'), leave_out]
+
 # %% ../nbs/foundations/13_notebooks.ipynb #63e8af70
 def for_report(
     nb, # notebook
@@ -320,7 +334,7 @@ def explain(
     error:str, # its name
     words:str, # of the error
     checking:bool, # did it happen in the check, after the answer had run?
-    alone:str='run the cells of this chapter from its start', # what to do about a name that is not there
+    alone:str='is it a typo? Else run the cells of this chapter from its start', # what to do about a name that is not there
 )->str:
     "What an error means for an answer, in a sentence"
     words = ' '.join(re.sub(r'\x1b\[[\d;]*m', '', words).split()) # without colours of a terminal
@@ -528,6 +542,19 @@ def answers_in(
         if res[k] and all(bare(s) in ('', bare(v.starter)) for s in res[k]): res[k] = None
     return res
 
+# %% ../nbs/foundations/13_notebooks.ipynb #07ee12ae
+def committed(
+    path:str|Path, # notebook of a checkout
+    folder:str|Path, # where the copy goes
+)->Path:
+    "A notebook as it was last committed; `DataError` where git does not know it"
+    path = Path(path).resolve()
+    done = subprocess.run(['git', '-C', str(path.parent), 'show', f'HEAD:./{path.name}'], capture_output=True) if shutil.which('git') else None
+    if done is None or done.returncode: raise DataError('this is the notebook that the exercises come from', path, 'Write a copy to work in with histolab-nb course')
+    res = Path(folder)/path.name
+    res.write_bytes(done.stdout)
+    return res
+
 # %% ../nbs/foundations/13_notebooks.ipynb #8c7565d0
 def grade_notebook(
     path:str|Path, # notebook of a student
@@ -538,6 +565,8 @@ def grade_notebook(
     import pandas as pd
     nb = read_notebook(path)
     name = source or source_name(nb, path)
+    if not source and Path(path).resolve()==find_notebook(name).resolve():
+        with tempfile.TemporaryDirectory() as d: return grade_notebook(path, committed(path, d), limit)
     known,module = source_exercises(name)
     answers = answers_in(nb, known, exercise_imports(name, module))
     judged = judge_answers(name, [(k, v) for k,v in answers.items() if v], limit)
@@ -568,14 +597,14 @@ def course_files()->dict:
 
 def write_course(
     out:str|Path, # folder; made if it is not there
-    overwrite:bool=False, # overwrite files that were changed?
+    overwrite:bool=False, # replace files that were changed, too
 )->Path:
     "Write the notebooks for students; `DataError` if that would overwrite what somebody has changed"
     out,files = out_folder(out),course_files()
     if lost := [k for k in files if (out/k).is_dir()]: raise DataError(f'there are folders where files should go: {", ".join(lost)}', out, 'Choose another folder')
     clash = [k for k,v in files.items() if (out/k).exists() and (out/k).read_bytes()!=v.encode()]
     if clash and not overwrite:
-        raise DataError(f'these files are there already and were changed, or come from another version: {", ".join(clash)}', out, 'Choose another folder, or say overwrite if nothing in them is worth keeping')
+        raise DataError(f'these files are there already and were changed, or come from another version: {", ".join(clash)}', out, 'Choose another folder, or add --overwrite (overwrite=True) if nothing in them is worth keeping')
     for k,v in files.items():
         with atomic_path(out/k) as p: p.write_text(v, encoding='utf-8', newline='\n')
     return out
