@@ -218,7 +218,7 @@ def test_answers_at_once(lesson, tmp_path):
     nb.cells[-6].source = 'import builtins'
     execute(nb, tmp_path, dict(slow='no'), say=lambda s: None)
     said = [c.outputs[0].text for c in nb.cells if c.cell_type=='code' and c.source==ask]
-    alone = 'run the cells of this chapter from its start'
+    alone = 'is it a typo? Else run the cells of this chapter from its start'
     nothing = 'Exercise 1: nothing is answered yet. Change the cell that starts with #| exercise 1, run it, then run this cell again.\n'
     assert said==[f"Exercise 1 does not hold yet: name 'answer' is not defined: {alone}\n", nothing, 'Exercise 1 does not hold yet: divide by the width of a pixel\n', 'Exercise 1 holds.\n', nothing]
 
@@ -301,3 +301,21 @@ def test_a_stopped_grader_leaves_no_kernel(how, lesson, tmp_path):
     assert kernels and until(lambda: not any(k.is_running() and k.status()!=psutil.STATUS_ZOMBIE for k in kernels))
     assert 'Traceback' not in err and not (tmp_path/'marks.csv').exists()
     if how=='SIGINT': assert p.returncode==130 and not list((tmp_path/'tmp').iterdir())
+
+# ---- in a checkout
+
+def test_answers_in_the_source(lesson, tmp_path, monkeypatch):
+    "Who writes an answer into the very notebook that the exercises come from is graded against its last commit, also below a solution; without git it is said"
+    monkeypatch.setattr(notebooks, 'notebooks_folder', lambda: tmp_path/'nbs')
+    path = tmp_path/'nbs'/'course'/'00_toy.ipynb'
+    path.parent.mkdir(parents=True)
+    path.write_bytes(lesson.read_bytes())
+    with pytest.raises(DataError, match='the exercises come from.*histolab-nb course'): grade_notebook(path)
+    git = ['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b']
+    for words in (['init', '-q'], ['add', '.'], ['commit', '-qm', 'a lesson']): subprocess.run([*git, *words], check=True)
+    assert list(grade_notebook(path).says)==['nothing is answered yet']*2
+    nb = read_notebook(path)
+    for c in nb.cells: c.source = c.source.replace('#| exercise 1\nanswer = None', '#| exercise 1\nanswer = 49/mpp').replace('"Twice o"\n    ...', '"Twice o"\n    return o*2')
+    nbformat.write(nb, path)
+    marks = grade_notebook(path)
+    assert list(marks.holds)==[False,True] and 'divide by the width' in marks.says[0] and set(marks.notebook)=={'00_toy'}
