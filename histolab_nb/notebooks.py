@@ -108,13 +108,15 @@ def cell_flags(
     lines = [re.match(r'\s*#\|(.*)', l) for l in cell.source.splitlines()]
     return [w for m in lines if m for w in m[1].replace(':', ' ').split()]
 
+def _writes_library(cell): return re.search(r'^(try: )?from nbdev import nbdev_export', cell.source, re.M)
+
 def left_out(
     cell, # a code cell of a notebook
     here:dict, # see `flags_here`
 )->str|None:
     "Why `cell` is not run, or none if it is"
     flags = cell_flags(cell)
-    if 'import nbdev_export' in cell.source or ('eval' in flags and 'false' in flags): return 'not meant to run'
+    if _writes_library(cell) or ('eval' in flags and 'false' in flags): return 'not meant to run'
     return next((here[f] for f in flags if here.get(f)), None)
 
 # %% ../nbs/foundations/13_notebooks.ipynb #997d9762
@@ -221,7 +223,7 @@ def for_report(
     "A copy of the notebook without hidden cells, solutions, directives, badges, warnings and live widgets"
     import copy
     nb,drop = copy.deepcopy(nb),r'^\s*#\|.*\n?' + ('' if badges else r'|^\[!\[.*\)\s*$')
-    nb.cells = [c for c in nb.cells if not {'hide', 'default_exp', 'solution', 'check'} & set(cell_flags(c)) and 'import nbdev_export' not in c.source]
+    nb.cells = [c for c in nb.cells if not {'hide', 'default_exp', 'solution', 'check'} & set(cell_flags(c)) and not _writes_library(c)]
     for c in nb.cells: c.metadata['transient'] = dict(remove_source={'echo', 'false'} <= set(cell_flags(c)))
     for c in nb.cells: c.source = re.sub(drop, '', c.source, flags=re.M)
     nb.cells = [c for c in nb.cells if c.source.strip()]
@@ -294,7 +296,7 @@ def notebook_module(
     flags = [f for c in nb.cells if c.cell_type=='code' for f in cell_flags(c)]
     return flags[flags.index('default_exp')+1] if 'default_exp' in flags else None
 
-def _for_library(cell): return 'default_exp' in cell_flags(cell) or 'import nbdev_export' in cell.source or re.search(r'^__all__ *=', cell.source, re.M)
+def _for_library(cell): return 'default_exp' in cell_flags(cell) or _writes_library(cell) or re.search(r'^__all__ *=', cell.source, re.M)
 
 # %% ../nbs/foundations/13_notebooks.ipynb #8ed0bdd2
 _for_students = 'exercise|gpu|slow|data|net|truth|eval' # directives that tell a student something

@@ -42,7 +42,7 @@ __all__ = ['as_batch', 'DeviceAugment', 'EpochBar', 'quiet', 'history', 'Windows
            'with_weights', 'pack', 'unpack', 'state_of', 'set_state', 'check_same', 'Checkpoint', 'check_samples']
 
 # %% ../nbs/foundations/10_training.ipynb #190eca29
-import contextlib, dataclasses, json, logging, math, multiprocessing, random, time
+import contextlib, dataclasses, json, logging, math, multiprocessing, os, random, time
 import numpy as np, pandas as pd, psutil, torch
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback, CancelEpochException
@@ -108,7 +108,7 @@ class EpochBar(Callback):
     ): self.what,self.delay = what,delay
 
     def before_train(self): self.bar = self.bar or tqdm(total=self.n_epoch, desc=self.what, unit='epoch', delay=self.delay, leave=False,
-        bar_format='{desc}: {percentage:3.0f}%|{bar}| epoch {n:.1f} of {total_fmt}, {elapsed}<{remaining}', disable=multiprocessing.parent_process() is not None)
+        bar_format='{desc}: {percentage:3.0f}%|{bar}| epoch {n:.1f} of {total_fmt}, {elapsed}<{remaining}', disable=multiprocessing.parent_process() is not None or 'IN_TEST' in os.environ) # no bar among the outputs that nbdev stores
     def after_batch(self): self.bar.update(self.epoch+(self.iter+1)/self.n_iter-self.bar.n)
     def close(self): self.bar = self.bar and self.bar.close()
     def after_fit(self): self.close()
