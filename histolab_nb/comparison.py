@@ -63,6 +63,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, histolab_nb
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from fastcore.basics import patch
 from .core import *
 from .datasets import Sample, barcode, monuseg_table
@@ -112,6 +113,7 @@ def _as_method(name, o):
 
 def _methods(methods):
     "What `compare_nuclei` was given, as a dict of `NucleiMethod`"
+    if callable(methods): raise DataError('methods are a dict of names and functions', fix='Give yours a name: dict(mine=f)')
     if isinstance(methods, dict): res = {k:_as_method(k, o) for k,o in methods.items()}
     else:
         ready = ready_methods()
@@ -125,25 +127,26 @@ def _methods(methods):
 # %% ../nbs/course/03_compare_nuclei.ipynb #e7d42f84
 def _check_set(images, truths, mpp, names):
     "Images, truths, resolutions and names, one each an image"
-    images,truths = list(images),list(truths)
+    images,truths = [check_image(o) for o in images],list(truths)
     if not images: raise DataError('there are no images to compare on')
-    names = [f'image {i+1}' for i in range(len(images))] if names is None else list(names)
+    names = [f'image {i+1}' for i in range(len(images))] if names is None else [names] if isinstance(names, str) else [str(o) for o in names]
     mpps = [mpp]*len(images) if np.ndim(mpp)==0 else list(mpp)
     for o,what in ((truths,'truths'), (names,'names'), (mpps,'values of mpp')):
         if len(o)!=len(images): raise DataError(f'there are {len(images)} images and {len(o)} {what}')
     if len(set(names))<len(names): raise DataError('two images have the same name', fix='Give each a name of its own')
     for k,im,t,m in zip(names, images, truths, mpps):
-        if np.shape(t)!=check_image(im).shape[:2]: raise DataError(f'the truth of {k!r} has shape {np.shape(t)}, the image {im.shape[:2]}')
+        if np.shape(t)!=im.shape[:2]: raise DataError(f'the truth of {k!r} has shape {np.shape(t)}, the image {im.shape[:2]}')
         if not len(overlaps(t, t).true_ids): raise DataError(f'there is no nucleus in the truth of {k!r}', fix='An error of the count has no meaning there: leave the image out')
-        if not (isinstance(m, (int,float)) and .02<=m<=1): raise DataError(f'the mpp of {k!r} is {m!r}', fix='Give the resolution in um/px, from 0.02 to 1; 40x has about 0.25')
+        if not (isinstance(m, Real) and .02<=m<=1): raise DataError(f'the mpp of {k!r} is {m!r}', fix='Give the resolution in um/px, from 0.02 to 1; 40x has about 0.25')
     return images,truths,mpps,names
 
 # %% ../nbs/course/03_compare_nuclei.ipynb #ec72dd87
 def _one(name, method, image, truth, mpp, key):
     "The instance map of a method on an image, and its scores"
     start = time.perf_counter()
-    told = dict(mpp=mpp) if 'mpp' in inspect.signature(method.predict).parameters else {}
-    try: found = check_instances(method.predict(image, **told), image.shape)
+    try: told = dict(mpp=mpp) if 'mpp' in inspect.signature(method.predict).parameters else {}
+    except ValueError: told = {} # some functions of compiled libraries do not say what they take
+    try: found = check_instances(method.predict(image.copy(), **told), image.shape) # a method that draws on its image does not spoil it for the next
     except Exception as e: raise DataError(f'the method {name!r} failed on {key!r}: {e if isinstance(e, DataError) else f"{type(e).__name__}: {e}"}') from e
     seconds,s = time.perf_counter()-start,instance_scores(truth, found)
     true,n = s['tp']+s['fn'],s['tp']+s['fp']
@@ -279,7 +282,9 @@ def show_comparison(
 )->np.ndarray: # of axes, a row an image, a column a method
     "Where each method hits, misses and raises false alarms"
     if not result.found: raise DataError('this comparison was read from a file and holds no pictures', fix='Run compare_nuclei again')
-    methods,rows = list(methods or result.found),list(range(len(result.images)) if rows is None else rows)
+    methods = [methods] if isinstance(methods, str) else list(methods or result.found)
+    rows = list(range(len(result.images)) if rows is None else rows)
+    if not rows or not {*rows}<={*range(len(result.images))}: raise DataError(f'there are no images {rows} in this comparison', fix=f'Choose from 0 to {len(result.images)-1}')
     for k in methods:
         if k not in result.found: raise DataError(f'there is no method {k!r} in this comparison', fix=f'There are {", ".join(result.found)}')
     fig,axs = plt.subplots(len(rows), len(methods), figsize=(size*len(methods), size*len(rows)+.5), dpi=100, squeeze=False, layout='constrained')
@@ -324,6 +329,6 @@ def load_comparison(
     path = _comparison_file(dataset, split, get_scale(scale), seed, folder)
     if not path.exists(): raise DataError(f'nothing was compared on {dataset} {split} at {get_scale(scale)}', path, 'Run the slow cells: HISTOLAB_FLAGS=slow, with HISTOLAB_DATA')
     d = read_json(path)
-    lost = [k for k in ('labels','mpps','scores') if k not in d]
+    lost = [k for k in ('labels','mpps','scores') if k not in d] or [k for k in ('method','image',*score_columns,'seconds') if not d['scores'] or k not in d['scores'][0]]
     if lost: raise DataError(f'this is no comparison, it lacks {", ".join(lost)}', path, 'Delete it and compare again')
     return Comparison(pd.DataFrame(d['scores']).set_index(['method','image']), d['labels'], {}, [], [], d['mpps'])

@@ -666,6 +666,7 @@ def check_instances(
     labels = np.asarray(labels)
     if labels.shape!=tuple(shape[:2]) or labels.dtype.kind not in 'bui' or labels.min(initial=0)<0:
         raise DataError(f'for an image of {shape[0]} x {shape[1]} px the model returned {labels.dtype} {labels.shape}, which is no instance map', fix='It should return whole numbers (H,W), 0 for background')
+    if labels.max(initial=0)>=2**31: labels = np.unique(np.append(0, labels), return_inverse=True)[1][1:].reshape(labels.shape)
     return label(labels, connectivity=1).astype(np.int32) if labels.dtype==bool else labels.astype(np.int32)
 
 # %% ../nbs/foundations/11_inference.ipynb #d1a6e55e

@@ -31,7 +31,7 @@ __all__ = ['notebooks_folder', 'paper_notebooks', 'course_notebooks', 'find_note
            'course_files', 'write_course']
 
 # %% ../nbs/foundations/13_notebooks.ipynb #1106865a
-import contextlib, inspect, logging, os, re, shutil, subprocess, sys, tempfile, threading, time, warnings
+import contextlib, inspect, logging, math, os, re, shutil, subprocess, sys, tempfile, threading, time, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -452,7 +452,7 @@ def start(self:AnswerKernel):
     folder = self.stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
     env = {k:v for k,v in os.environ.items() if not k.startswith('HISTOLAB_') or k in ('HISTOLAB_DATA', 'HISTOLAB_DEVICE')}
     env = dict(OMP_NUM_THREADS='1') | env | dict(HISTOLAB_OUT=folder, HISTOLAB_RESULTS=folder, HISTOLAB_SCALE='tiny') # small tensors are slower on many threads
-    client = Quiet(new_notebook(cells=[new_code_cell()]), km=kernel_manager(), timeout=self.limit, shutdown_kernel='immediate',
+    client = Quiet(new_notebook(cells=[new_code_cell()]), km=kernel_manager(), timeout=self.patience, shutdown_kernel='immediate',
         resources=dict(metadata=dict(path=folder)), log=logging.getLogger('histolab_nb.answers'))
     self.stack.enter_context(client.setup_kernel(cleanup_kc=True, env=env))
     self.client,self.fresh,self.ready = client,True,set()
@@ -467,7 +467,7 @@ def run(self:AnswerKernel,
     "Run a cell; a kernel that does not survive it is ended"
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
     from nbformat.v4 import new_code_cell
-    self.client.timeout = limit or self.limit
+    self.client.timeout = math.ceil(limit or self.limit)
     try: self.client.execute_cell(new_code_cell(source), 0)
     except CellExecutionError as e: return e.ename,e.evalue
     except CellTimeoutError: bad = 'Timeout',f'it takes longer than {self.client.timeout:.0f} s: does a loop never end?'

@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest
 from histolab_nb import comparison
 from histolab_nb.comparison import (Comparison, NucleiMethod, compare_nuclei, comparison_recipes, known_as, load_comparison, match_map, one_class,
     ready_methods, save_comparison, score_columns, show_comparison, trained_methods)
-from histolab_nb.core import DataError
+from histolab_nb.core import DataError, read_json
 from histolab_nb.datasets import monuseg_table
 from histolab_nb.metrics import instance_scores
 from histolab_nb.phantom import phantom_nuclei
@@ -189,3 +189,38 @@ def test_noise_and_glass_are_survived():
     for im in (noise(64, 64), np.full((64,64,3), 255, np.uint8)):
         res = compare_nuclei([im], [t], .25)
         assert res.scores[score_columns].notna().to_numpy().all() and isinstance(res, Comparison)
+
+# ---- what users hand over
+
+def one_nucleus(size=40):
+    image,truth = np.full((size,size,3), 200, np.uint8),np.zeros((size,size), int)
+    image[10:20,10:20],truth[10:20,10:20] = 40,1
+    return image,truth
+
+def test_a_method_cannot_spoil_the_image_of_the_next():
+    image,truth = one_nucleus()
+    def draws(im):
+        im[:] = 0
+        return truth
+    res = compare_nuclei([image], [truth], .25, dict(a=draws, b=lambda im: (im.mean(-1)<100).astype(int)))
+    assert res.scores.dice.tolist()==[1,1] and image.max()==200
+
+def test_ids_of_any_size_count():
+    image,truth = one_nucleus()
+    assert compare_nuclei([image], [truth], np.float32(.25), dict(a=lambda im: truth*2**40), names=[7]).scores.dice.tolist()==[1]
+
+@pytest.mark.parametrize('change,says', [(dict(methods=len), 'dict of names and functions'), (dict(images=['x.png']), 'is'), (dict(mpp='0.25'), 'the mpp of'), (dict(names=['a','b']), '2 names')])
+def test_bad_words_are_told(change, says):
+    image,truth = one_nucleus()
+    with pytest.raises(DataError, match=says): compare_nuclei(**dict(images=[image], truths=[truth], mpp=.25, methods=dict(a=lambda im: truth)) | change)
+
+def test_pictures_and_files_that_are_none(tmp_path):
+    image,truth = one_nucleus()
+    res = compare_nuclei([image], [truth], .25, dict(a=lambda im: truth))
+    assert show_comparison(res, 'a').shape==(1,1)
+    for rows in ([7], []):
+        with pytest.raises(DataError, match='there are no images'): show_comparison(res, rows=rows)
+    path = save_comparison(res, 'd', 's', folder=tmp_path)
+    for rows in ([], [dict(a=1)]):
+        path.write_text(json.dumps(read_json(path) | dict(scores=rows)))
+        with pytest.raises(DataError, match='lacks'): load_comparison('d', 's', folder=tmp_path)

@@ -96,6 +96,7 @@ answers = [ # exercise, code, part of what must be said; none if it holds
     (1, 'answer = 1/0', 'it ends with ZeroDivisionError: division by zero'),
     (1, 'assert mpp>1, "mine"', 'it ends with AssertionError: mine'),
     (1, 'answer = int(input("how wide?"))', 'it ends with StdinNotImplementedError'),
+    (1, 'raise ValueError("\\x1b[31mred")', 'it ends with ValueError: red'),
     (1, 'raise KeyboardInterrupt', 'it ends with KeyboardInterrupt'),
     (1, 'import sys\nsys.exit()', 'it ends Python'),
     (1, 'del mpp\nsizes.clear()\nanswer = 1', "name 'mpp' is not defined"),
@@ -121,6 +122,14 @@ def test_nobody_fails_for_what_another_answer_did(lesson):
     spoil,fine = (2, ['import builtins\nbuiltins.sum = None\ndef double(o): return 0']),(2, ['def double(o): return sum((o,o))'])
     assert [ok for ok,_ in judge_answers(str(lesson), [fine, spoil, fine])]==[True,False,True]
     assert [ok for ok,_ in judge_answers(str(lesson), [spoil, fine], again=False)]==[False,False]
+
+def test_the_limit_is_for_answers(lesson, tmp_path):
+    "The import of a module may take longer; a limit that is none is told"
+    with AnswerKernel("import time; time.sleep(1.5)", limit=.5) as kernel:
+        kernel.start()
+        assert kernel.run('1') is None and kernel.run('time.sleep(1.5)')[0]=='Timeout'
+    for limit in (0, -1, float('nan'), float('inf')):
+        with pytest.raises(DataError, match='Give a number above 0'): AnswerKernel('', limit)
 
 def test_what_a_student_gets(lesson):
     nb = student_notebook(read_notebook(lesson), 'lesson')
@@ -166,6 +175,8 @@ def test_answers_are_found_in_what_students_make_of_a_notebook(lesson):
         (put('### Exercise 1', mark+'\nanswer = 1', replace=2), {1:[mark+'\nanswer = 1'], 2:None}), # without its heading
         (put("', 1)", replace=1), {1:None, 2:None}), # without its check
         (put(mark, replace=1), {1:[], 2:None}), # deleted
+        (put(mark, mark+"\nanswer = 1\ncheck_exercise('x', 1)", replace=2), {1:[mark+'\nanswer = 1\n'], 2:None}), # in one cell with its check
+        (put(mark, mark+"\nanswer = None\ncheck_exercise('x', 1)", replace=2), {1:None, 2:None}),
         (put('## Your turn', replace=99), {1:[], 2:[]}),
         (put('mpp,sizes', 'mpp,sizes = 1,[]', replace=1), {1:['mpp,sizes = 1,[]', mark+'\nanswer = None'], 2:['mpp,sizes = 1,[]', '#| exercise 2\ndef double(o):\n    "Twice o"\n    ...']})):
         assert given(lesson, edit)==found
@@ -269,6 +280,14 @@ def test_course(papers, capsys):
     assert (out/'papers'/'10_lesson.ipynb').read_text()=='mine' and not (out/'README.md').exists()
     assert call(capsys, 'course', out, '--overwrite')[0]==0
     assert {p.relative_to(out).as_posix():p.read_bytes() for p in out.rglob('*') if p.is_file()}==files
+
+def test_folders_in_the_way(papers, capsys):
+    (papers/'class'/'README.md').mkdir(parents=True)
+    for more in ((), ('--overwrite',)):
+        rc,_,err = call(capsys, 'course', papers/'class', *more)
+        assert rc==1 and 'README.md' in err and err.count('\n')==1 and [p.name for p in (papers/'class').iterdir()]==['README.md']
+    (papers/'marks.csv').mkdir()
+    assert call(capsys, 'grade', 'lost.ipynb', '--out', papers/'marks.csv')==(1, '', f'histolab-nb: {papers/"marks.csv"}: this is a folder. Choose the name of a file for the marks\n')
 
 def test_grade(papers, lesson, capsys):
     "A class: lines, marks, exit code"

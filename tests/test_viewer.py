@@ -218,3 +218,108 @@ def test_words_of_a_view(slide):
     with pytest.raises(DataError, match='above 0'): view_at(slide, 0, 0, mpp=-1)
     assert blend(np.full((2,2,3), 9, np.uint8), [raster_layer('m', np.ones((2,2), bool), (0,0,2,2), opacity=0)], View(0, 0, 1, 2, 2)).max()==9
     assert instance_layer('i', np.ones((4,4), bool), (0,0,4,4)).paint(View(0, 0, 1, 8, 8))[...,3].any()
+
+# ---- what users hand over
+
+image,ids = noise(60, 80),np.zeros((60,80), int)
+ids[5:15,5:15],ids[30:40,40:55] = 1,2
+
+@pytest.mark.parametrize('truth,found,says', [(None, ids, 'the truth has shape'), (ids, None, 'the prediction has shape'), (ids-1, ids, 'the id -1'), (ids>0, -ids, 'the id -2'),
+    (ids>0, (ids>0)*5.-2, 'Apply sigmoid'), (ids, np.full((60,80), 'a'), 'hold numbers')])
+def test_compare_says_what_is_wrong(truth, found, says):
+    with pytest.raises(DataError) as e: compare(image, truth, found)
+    assert says in str(e.value)
+
+def test_a_mask_of_255_is_no_instance():
+    "A mask that was read from a PNG file is compared by pixels, also with instances"
+    mask = np.uint8(255*(ids>0))
+    for a,b in ((mask,mask), (mask,ids), (ids,mask)): assert list(compare(image, a, b).knobs)==['opacity']
+
+def test_tensors_of_every_kind_are_layers():
+    import torch
+    v = SlideViewer(image)
+    for t in (torch.tensor(ids>0), torch.tensor(ids), torch.rand(60, 80).bfloat16(), torch.rand(60, 80).half(), torch.rand(60, 80, requires_grad=True)):
+        assert v.add('t', t).layers[0].paint(v.view)[...,3].any()
+    assert compare(image, torch.tensor(ids>0), torch.tensor((ids>0)*.7).bfloat16().requires_grad_()).drawn.numbers['dice']==1
+
+@pytest.mark.parametrize('top', [1, 2**31, 2**40, 2**61])
+def test_ids_of_any_size_have_an_outline(top):
+    v = View(0, 0, .25, 320, 240)
+    assert (instance_layer('i', ids*top, (0,0,80,60)).paint(v)[...,3]==instance_layer('i', ids, (0,0,80,60)).paint(v)[...,3]).all()
+
+@pytest.mark.parametrize('kw,says', [(dict(colour='nope'), 'is no colour'), (dict(colour=(255,0,0)), 'is no colour'), (dict(opacity=2), 'between 0 and 1'), (dict(opacity=float('nan')), 'between 0 and 1'),
+    (dict(box=(10,10,0,0)), 'a box is'), (dict(box=(1,2,3)), 'a box is'), (dict(box='all'), 'a box is')])
+def test_bad_words_on_a_layer(kw, says):
+    with pytest.raises(DataError, match=says): as_layer('mine', ids>0, (80,60), **kw)
+    assert as_layer('mine', ids>0, (80,60), box=np.array([0,0,40,30])).paint(View(0, 0, 1, 80, 60))[...,3].any()
+
+@pytest.mark.parametrize('kw,says', [(dict(mpp=-1), 'above 0'), (dict(mpp='0.5'), 'above 0'), (dict(mpp=0), 'above 0'), (dict(mpp=float('nan')), 'above 0'), (dict(width='100%'), 'of no use'), (dict(layers=[ids]), 'a dict of names')])
+def test_bad_words_on_a_viewer(kw, says):
+    with pytest.raises(DataError, match=says): SlideViewer(image, **kw)
+    for place in ((float('nan'),1), ('a',1), (None,1)):
+        with pytest.raises(DataError, match='a place is two numbers'): SlideViewer(image).go(*place)
+
+paints = [lambda v: 1/0, lambda v: None, lambda v: np.zeros((v.h,v.w,3), np.uint8), lambda v: np.zeros((3,3,4), np.uint8), lambda v: np.zeros((v.h,v.w,4))]
+
+@pytest.mark.parametrize('paint', paints)
+def test_a_layer_that_fails_is_not_kept(paint):
+    v = SlideViewer(image).add('a', ids>0)
+    with pytest.raises((DataError,ZeroDivisionError)): v.add('b', Layer('b', paint, opacity=0, on=False))
+    assert [l.name for l in v.layers]==['a'] and len(v.switches.children)==1 and v.picture().any()
+
+def test_names_of_any_kind():
+    v = SlideViewer(image)
+    for name in (3, None, '', '<b>"x"</b>\n\r', '🧬', 3): v.add(name, ids>0)
+    assert v.picture().any() and [l.name for l in v.layers]==['None','','<b>"x"</b>\n\r','🧬','3'] and len(v.switches.children)==5
+
+def test_a_layer_laid_again_and_again_leaves_nothing_behind():
+    from ipywidgets.widgets.widget import _instances
+    v = SlideViewer(image).add('a', ids>0)
+    n = len(_instances)
+    for _ in range(3): v.add('a', ids>0)
+    assert len(_instances)==n
+
+def test_geojson_as_it_comes(tmp_path):
+    "Objects without a place, empty rings, height, class and colour in every way that QuPath has written them"
+    ring = [[0,0],[9,0],[9,9],[0,9],[0,0]]
+    square = dict(type='Polygon', coordinates=[[[*p,7] for p in ring],[]])
+    geometries = [None, square, dict(type='Polygon', coordinates=[]), dict(type='Polygon', coordinates=[[]]), dict(type='GeometryCollection', geometries=[None, square])]
+    red = [dict(name='a', colorRGB=-3670016), dict(name='b', color=-3670016), dict(names=['c','d'], color=[200,0,0])]
+    kinds = [*red, 'e', dict(name='f', color=None), dict(name='g', color=[300,0,0]), None]
+    features = [dict(type='Feature', geometry=g) for g in geometries] + [dict(type='Feature', geometry=square, properties=dict(classification=k)) for k in kinds]
+    (tmp_path/'q.geojson').write_text(json.dumps(features), encoding='utf-8-sig')
+    found,names,hues = read_geojson(tmp_path/'q.geojson')
+    assert [[o.shape for o in r.rings] for r in found]==[[(5,2)]]*9 and list(names.values())==['region','a','b','c: d','e','f','g']
+    assert hues=={k:(200/255,0,0) for k in (2,3,4)}
+    for name,text,says in (('a.geojson.gz', '', 'Unpack it first'), ('b.geojson', '['*100_000, 'not JSON'), ('c.geojson', json.dumps([dict(geometry=dict(type='Polygon', coordinates=[[[float('nan'),0],[1,1],[2,2]]]))]), 'feature 0')):
+        (tmp_path/name).write_text(text)
+        with pytest.raises(DataError, match=says): read_geojson(tmp_path/name)
+    assert region_layer('r', [Region(1, []), Region(1, [np.zeros((0,2))])]).paint(View(0, 0, 1, 9, 9)).max()==0
+
+def test_images_of_whole_numbers_keep_their_brightness():
+    dark = np.full((4,4,3), 100)
+    assert to_rgb8(dark).max()==100 and to_rgb8(dark.astype(np.uint16)*300).max()==255 and to_rgb8(-dark).max()==0
+
+@pytest.mark.parametrize('bad', [None, np.zeros((4,4,3), np.uint8), (np.zeros((4,4,3), np.uint8),{}), Drawn(np.zeros((4,4,3), np.uint8), None)])
+def test_a_panel_survives_what_its_function_returns(bad):
+    p = Panel(lambda a: bad if a==2 else Drawn(np.full((4,4,3), a/9), dict(a=a)), dict(a=knob('a', (0,9), 1)))
+    p.knobs['a'].value = 2
+    assert 'returns Drawn' in p.says.value and p.drawn.numbers==dict(a=1) and p.picture().any()
+    with pytest.raises(DataError, match='a cannot be'): p.set(a='x')
+    p.knobs['a'].value = 3
+    assert p.drawn.numbers==dict(a=3)
+
+def test_bad_words_on_a_playground():
+    prob = np.linspace(0, 1, 64).reshape(8, 8)
+    for f,kw,says in ((3, dict(a=(0,1)), 'nor a function'), (lambda m, a, b: m>a, dict(a=(0.,1.)), 'needs b, too'), (lambda m, a=1: m>a, dict(a=[]), 'among the choices'), (lambda m, a=1: m>a, dict(a=[2,3]), 'among the choices'),
+        (lambda m, a=1: m>a, dict(a=(0,9,-1)), 'is no range'), (lambda m, a=1: -(m>.5).astype(int), dict(a=(0,1)), 'the id -1')):
+        with pytest.raises(DataError, match=says): playground(f, prob, noise(8, 8), **kw)
+    for paper in ('dclr','instance_ssl','glands','unet_sharp'):
+        with pytest.raises(DataError, match='should be'): playground(paper, prob, noise(8, 8))
+    assert playground(lambda m, a=1: m>a, prob, noise(8, 8), a=(np.int64(0),np.int64(5))).values==dict(a=1)
+
+def test_an_answer_bears_the_mark_of_its_question(heard):
+    "Two displays of a viewer are sent the same frames, and each has to know its own"
+    v,sent = heard
+    v._heard(v.screen, dict(kind='view', mark='mine/3', x=0, y=0, s=2), [])
+    assert sent[-1][0]['answer']=='mine/3'

@@ -16,7 +16,6 @@ function render({model, el}) {
   const canvas = make('canvas', {width: w, height: h, tabIndex: 0}, box)
   canvas.setAttribute('role', 'application')
   canvas.setAttribute('aria-label', 'whole-slide viewer: drag or arrow keys to move, + and - to zoom, 0 for the whole slide')
-  box.setAttribute('data-lm-suppress-shortcuts', 'true')
   const keys = make('div', {className: 'keys'}, box), says = make('div', {className: 'says'}, box)
   const ctx = canvas.getContext('2d'), me = `${Math.random()}/` // tells the questions of this display from those of another display of the same viewer
   let frame = null, at = null, asked = null, count = 0, since = 0, drag = null, hint = 0, turn = Promise.resolve()
@@ -123,6 +122,7 @@ function render({model, el}) {
   })
   for (const [text, title, f] of [['+', 'zoom in', () => zoom(0.5)], ['−', 'zoom out', () => zoom(2)], ['⌂', 'the whole slide', whole]])
     make('button', {textContent: text, title, ariaLabel: title, onclick: f}, keys)
+  for (const o of [canvas, ...keys.children]) o.setAttribute('data-lm-suppress-shortcuts', 'true') // each that can have the focus: JupyterLab looks there first
   const listen = (...args) => turn = turn.then(() => take(...args)).catch(e => tell(String(e))) // one after the other
   model.on('msg:custom', listen)
   model.send({kind: 'ready'})

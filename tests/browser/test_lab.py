@@ -21,7 +21,8 @@ slide = Slide(phantom_slide(Path(tempfile.mkdtemp())/'phantom.tif', 3000, 2000, 
 tile = Phantom(400, 400, seed=4).read(60, 60, 240, 160, mpp=.5)
 darkness = (1-tile.image.mean(-1)/255).clip(0, 1)"""
 cells = [setup, 'viewer = SlideViewer(slide, dict(tissue=tissue_mask(slide)), width=640, height=400)\nviewer',
-    'compare(tile.image, tile.instances, darkness)', 'playground(watershed_instances, darkness, tile.image, tile.instances, threshold=(0.,1.,.05), peak=(1,20))']
+    'compare(tile.image, tile.instances, darkness)', 'playground(watershed_instances, darkness, tile.image, tile.instances, threshold=(0.,1.,.05), peak=(1,20))',
+    'from ipywidgets import Box\nBox([viewer], layout=dict(width="300px"))']
 
 def free_port():
     with socket.socket() as s:
@@ -130,7 +131,7 @@ def test_zoom_with_wheel_keys_and_buttons(page):
     page.mouse.move(box['x']+200, box['y']+200)
     _,wheel = after(page, lambda: page.mouse.wheel(0, -200))
     assert wheel['s']<view['s']
-    _,button = after(page, lambda: page.get_by_role('button', name='zoom in').click())
+    _,button = after(page, lambda: page.get_by_role('button', name='zoom in').first.click())
     assert button['s']==pytest.approx(wheel['s']/2)
     canvas(page).focus()
     _,key = after(page, lambda: page.keyboard.press('ArrowRight'))
@@ -140,7 +141,7 @@ def test_zoom_with_wheel_keys_and_buttons(page):
     assert back['s']>key['s']
 
 def test_overview_jumps(page):
-    after(page, lambda: page.get_by_role('button', name='zoom in').click())
+    after(page, lambda: page.get_by_role('button', name='zoom in').first.click())
     _,view = seen(page)
     box = canvas(page).bounding_box()
     _,there = after(page, lambda: page.mouse.click(box['x']+box['width']-20, box['y']+25))
@@ -174,14 +175,97 @@ def test_slider_moves_picture_and_number(page, cell, handle, name):
     panel(page, cell).get_by_role('button', name='back to the start').click()
     page.wait_for_function("a => document.querySelectorAll('.jp-Cell')[a[0]].querySelector(`[data-now='${a[1]}']`).innerText == a[2]", arg=[cell, name, was])
 
+def run_with(page, i, text):
+    "Run a cell again, with something more at its end"
+    page.locator('.jp-Cell').nth(i).locator('.cm-content').click()
+    page.keyboard.press('Control+End')
+    page.keyboard.type(text)
+    page.keyboard.press('Control+Enter')
+
+def views(page):
+    "Where each display of the viewer is, and how many frames each has been sent"
+    page.wait_for_timeout(1500)
+    return [(json.loads(c.get_attribute('data-view')), int(c.get_attribute('data-frames'))) for c in page.locator('.histolab-viewer canvas').all()]
+
+def test_two_displays_show_the_same(page):
+    "The second display, in a narrow column, follows the first, and then there is silence"
+    seen(page)
+    drag(page, 80, 40)
+    (a,n),(b,m) = views(page)
+    assert a==b and views(page)==[(a,n),(b,m)]
+    narrow = page.locator('.histolab-viewer canvas').nth(1)
+    narrow.scroll_into_view_if_needed()
+    box = narrow.bounding_box()
+    assert box['width']<=300 and box['height']==pytest.approx(box['width']*400/640, abs=2)
+    page.mouse.move(box['x']+100, box['y']+100)
+    page.mouse.down()
+    page.mouse.move(box['x']+130, box['y']+100)
+    page.mouse.up()
+    (c,_),(d,_) = views(page)
+    assert c==d and b['x']-d['x']==pytest.approx(30*640/box['width']*d['s'], abs=4*d['s'])
+
+def test_keys_are_no_shortcuts(page):
+    "Keys with a meaning to JupyterLab do nothing to its cells; keys of the browser are not the viewer's"
+    n,(_,view) = page.locator('.jp-Cell').count(),seen(page)
+    for focus in (canvas(page).focus, page.get_by_role('button', name='zoom in').first.focus):
+        focus()
+        for k in ('d','d','a','x','Control+ArrowRight'): page.keyboard.press(k)
+    page.wait_for_timeout(500)
+    assert page.locator('.jp-Cell').count()==n and seen(page)[1]==view
+
+def test_only_the_first_finger_and_the_left_button_drag(page):
+    _,view = seen(page)
+    box = canvas(page).bounding_box()
+    x,y = box['x']+300,box['y']+200
+    page.mouse.move(x, y)
+    page.mouse.down()
+    canvas(page).evaluate("(c, [x, y]) => c.dispatchEvent(new PointerEvent('pointermove', {pointerId: 99, clientX: x, clientY: y}))", [x-200, y])
+    page.mouse.up()
+    page.mouse.down(button='middle')
+    page.mouse.move(x-100, y)
+    page.mouse.up(button='middle')
+    page.mouse.move(x, y)
+    page.wait_for_timeout(300)
+    assert seen(page)[1]==view
+
+def test_wheel_scrolls_the_page_before_a_click(page):
+    _,view = seen(page)
+    page.locator('.jp-Cell').nth(0).locator('.cm-content').click()
+    seen(page)
+    box = canvas(page).bounding_box()
+    page.mouse.move(box['x']+300, box['y']+200)
+    page.mouse.wheel(0, 150)
+    page.wait_for_timeout(500)
+    assert canvas(page).bounding_box()['y']<box['y'] and seen(page)[1]==view
+
 def test_python_moves_the_browser(page):
     "What Python says is seen without a click in the viewer"
-    cell = page.locator('.jp-Cell').nth(1)
-    editor = cell.locator('.cm-content')
-    editor.click()
-    page.keyboard.press('Control+End')
-    page.keyboard.type('.go(1500, 1000, magnification=20)')
-    page.keyboard.press('Control+Enter')
+    run_with(page, 1, '.go(1500, 1000, magnification=20)')
     page.wait_for_function("JSON.parse(document.querySelector('.histolab-viewer canvas')?.dataset.view || '{}').s == 1")
     keep(page, 'moved')
     assert seen(page)[1]['s']==1
+
+def test_a_late_answer_does_not_move_the_reader_back(page):
+    "A slide that is read so slowly that the viewer asks twice"
+    _,view = seen(page)
+    run_with(page, len(cells)-1, '; import time; read = viewer.slide.read_scaled; viewer.slide.read_scaled = lambda *a: time.sleep(7) or read(*a)')
+    seen(page)
+    drag(page, -60, 0)
+    page.wait_for_timeout(5500)
+    page.get_by_text('the kernel is busy').first.wait_for()
+    drag(page, -60, 0)
+    page.get_by_text('the kernel is busy').first.wait_for(state='hidden')
+    page.wait_for_timeout(8000)
+    assert seen(page)[1]['x']-view['x']==pytest.approx(120*view['s'], abs=4*view['s'])
+
+def test_a_kernel_that_was_restarted_is_told(page):
+    seen(page)
+    page.keyboard.press('Escape')
+    page.get_by_role('menuitem', name='Kernel', exact=True).click()
+    page.get_by_role('menuitem', name='Restart Kernel…').click()
+    page.get_by_role('button', name='Confirm Kernel Restart').click()
+    page.wait_for_timeout(3000)
+    seen(page)
+    drag(page, -60, 0)
+    page.get_by_text('run this cell again').first.wait_for()
+    keep(page, 'restarted')
