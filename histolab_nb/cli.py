@@ -3,7 +3,7 @@
 A notebook is made to be read and changed. Sometimes one only wants its result: on a slide of one's own, in a batch, on a machine without a browser. The command `histolab-nb`
 runs the notebook of a paper from top to bottom, exactly as it stands, and leaves in one folder what a person wants to keep: a report, the numbers, the pictures, and the executed notebook itself.
 
-    histolab-nb demo                          # the DCLR paper on a made-up slide, about a minute
+    histolab-nb demo                          # the DCLR paper on a made-up slide, about three minutes
     histolab-nb run dclr --slide scan.svs     # the same on a slide of yours
     histolab-nb run dclr --tables             # four contrastive methods on every data set that is here, as the paper's tables
     histolab-nb doctor                        # what works on this machine, what does not, what to do

@@ -24,11 +24,11 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/notebooks.html.md"""
 
 # %% auto #0
 __all__ = ['notebooks_folder', 'paper_notebooks', 'course_notebooks', 'find_notebook', 'read_notebook', 'has_cuda', 'flags_here',
-           'cell_flags', 'left_out', 'kernel_manager', 'heading', 'chapters', 'execute', 'skip_flagged', 'for_report',
-           'Exercise', 'exercise_part', 'exercises', 'exercise_imports', 'notebook_module', 'student_notebook',
-           'source_exercises', 'explain', 'bare', 'check_answer', 'check_exercise', 'keep_names', 'clean_slate',
-           'AnswerKernel', 'judge_answers', 'source_name', 'answers_in', 'committed', 'grade_notebook', 'course_readme',
-           'course_files', 'write_course']
+           'cell_flags', 'left_out', 'kernel_manager', 'heading', 'chapters', 'execute', 'has_kernel', 'skip_flagged',
+           'for_report', 'Exercise', 'exercise_part', 'exercises', 'exercise_imports', 'notebook_module',
+           'student_notebook', 'source_exercises', 'explain', 'bare', 'check_answer', 'check_exercise', 'keep_names',
+           'clean_slate', 'AnswerKernel', 'judge_answers', 'source_name', 'answers_in', 'committed', 'grade_notebook',
+           'course_readme', 'course_files', 'write_course']
 
 # %% ../nbs/foundations/13_notebooks.ipynb #1106865a
 import contextlib, inspect, logging, math, os, re, shutil, subprocess, sys, tempfile, threading, time, warnings
@@ -203,16 +203,20 @@ def execute(
             raise DataError(f'the kernel died in the chapter "{chapter}"', fix='It may have run out of memory: try a smaller scale or a smaller slide') from None
 
 # %% ../nbs/foundations/13_notebooks.ipynb #4839c943
+def has_kernel()->bool:
+    "Do we run in a kernel that a notebook talks to?"
+    from IPython import get_ipython
+    return getattr(get_ipython(), 'kernel', None) is not None
+
 def skip_flagged():
     "In a live notebook, leave out the cells whose flags do not hold on this machine"
     from IPython import get_ipython
-    shell = get_ipython()
-    if getattr(shell, 'kernel', None) is None: return
+    if not has_kernel(): return
     def leave_out(lines):
         flags = set(cell_flags(SimpleNamespace(source=''.join(lines)))) & {'gpu','data','slow','net','truth'}
         why = flags and next(filter(None, map(flags_here().get, flags)), None)
         return [f'print({f"left out: {why}"!r})\n'] if why else lines
-    known = shell.input_transformers_cleanup
+    known = get_ipython().input_transformers_cleanup
     known[:] = [*(f for f in known if getattr(f, '__name__', '')!='leave_out'), leave_out]
 
 # %% ../nbs/foundations/13_notebooks.ipynb #63e8af70

@@ -11,7 +11,7 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/plots.html.md"""
 
 # %% auto #0
 __all__ = ['palette', 'colours', 'small_pictures', 'as_image', 'show_image', 'show_grid', 'legend', 'overlay', 'contours',
-           'compare', 'heatmap', 'bar_length', 'bar_text', 'scale_bar', 'curves']
+           'pixel_marks', 'compare', 'heatmap', 'bar_length', 'bar_text', 'scale_bar', 'curves']
 
 # %% ../nbs/foundations/05_plots.ipynb #ece02979
 import io, numpy as np, matplotlib.pyplot as plt
@@ -161,6 +161,16 @@ def contours(
     _paint(ax, image, ndimage.maximum_filter(lines, thick), colors, 1)
     return ax
 
+# %% ../nbs/foundations/05_plots.ipynb #43ca1ed7
+def pixel_marks(
+    truth, # mask (H,W) of what is there
+    found, # mask (H,W) of what was found
+)->np.ndarray: # uint8 (H,W): 1 hit, 2 miss, 3 false alarm, 0 neither
+    "What every pixel is"
+    t,p = (np.asarray(o).astype(bool) for o in (truth, found))
+    if t.shape!=p.shape: raise DataError(f'the truth has shape {t.shape}, the prediction {p.shape}', fix='Bring both to the same size first')
+    return np.where(t & p, 1, np.where(t, 2, 3*p)).astype(np.uint8)
+
 # %% ../nbs/foundations/05_plots.ipynb #61add02b
 def compare(
     image, # anything `as_image` takes
@@ -172,14 +182,12 @@ def compare(
     alpha:float=0.6, # 0 invisible to 1 opaque
 )->plt.Axes:
     "An image with hits, misses and false alarms in colour, and a legend"
-    t,p = (np.asarray(o).astype(bool) for o in (truth, prediction))
-    if t.shape!=p.shape: raise DataError(f'the truth has shape {t.shape}, the prediction {p.shape}', fix='Bring both to the same size first')
-    image = as_image(image)
+    marks,image = pixel_marks(truth, prediction),as_image(image)
     grey = image if image.ndim==2 else image[...,:3].mean(-1)
     pale = 0.35 + 0.65*grey/(255 if grey.max()>1 else 1)
     ax = show_image(pale, title, ax, size, vmin=0, vmax=1)
     colors = [colours[k] for k in ('hit', 'miss', 'false')]
-    _paint(ax, image, np.where(t & p, 1, np.where(t, 2, 3*p)), colors, alpha)
+    _paint(ax, image, marks, colors, alpha)
     legend(ax, ['hit', 'miss', 'false alarm'], colors)
     return ax
 

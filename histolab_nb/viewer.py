@@ -26,10 +26,9 @@ Docs: https://histolab-nb.github.io/histolab_nb/foundations/viewer.html.md"""
 __all__ = ['mark_colours', 'paper_knobs', 'paper_recipes', 'View', 'ImagePyramid', 'to_rgb8', 'as_viewable', 'resolution',
            'whole_view', 'view_at', 'Layer', 'blend', 'cut_out', 'array_layer', 'rgba', 'raster_layer',
            'instance_layer', 'region_layer', 'read_geojson', 'as_layer', 'said_of', 'overview_picture', 'inset_box',
-           'glass', 'slide_picture', 'Screen', 'encoded', 'captioned', 'number', 'has_kernel', 'Pictured',
-           'SlideViewer', 'Drawn', 'knob', 'Panel', 'numbers_html', 'pixel_marks', 'object_marks', 'enlarged',
-           'painted', 'as_map', 'is_instances', 'compare', 'said_scores', 'Post', 'own_post', 'paper_post', 'shown',
-           'class_numbers', 'playground']
+           'glass', 'slide_picture', 'Screen', 'encoded', 'captioned', 'number', 'Pictured', 'SlideViewer', 'Drawn',
+           'knob', 'Panel', 'numbers_html', 'object_marks', 'enlarged', 'painted', 'as_map', 'is_instances', 'compare',
+           'said_scores', 'Post', 'own_post', 'paper_post', 'shown', 'class_numbers', 'playground']
 
 # %% ../nbs/foundations/12_viewer.ipynb #b411a96f
 import functools, html, inspect, io, itertools, math
@@ -49,7 +48,8 @@ from typing import NamedTuple
 from .core import *
 from .inference import Nuclei, Region, SlideMap, class_colour, open_picture
 from .metrics import averaged, class_scores, confusion, instance_scores, overlaps, scores
-from .plots import as_image, bar_length, bar_text, colours, palette
+from .notebooks import has_kernel
+from .plots import as_image, bar_length, bar_text, colours, palette, pixel_marks
 from .slides import Slide
 
 # %% ../nbs/foundations/12_viewer.ipynb #95339ad8
@@ -425,9 +425,10 @@ def slide_picture(
     view, # `View`
     layers=(), # of `Layer`, the lowest first
     overview=None, # uint8 (h,w,3), of `overview_picture`; none if none is wanted
+    base=None, # uint8 (h,w,3), the slide in this view, if it was read before
 )->np.ndarray: # uint8 (h,w,3)
     "What a viewer shows"
-    seen = blend(slide.read_scaled(view.x, view.y, view.w, view.h, *view.scale), layers, view)
+    seen = blend(slide.read_scaled(view.x, view.y, view.w, view.h, *view.scale) if base is None else base, layers, view)
     return blend(seen, [Layer('glass', lambda v: glass(slide, v, overview), 1.)], view)
 
 # %% ../nbs/foundations/12_viewer.ipynb #16743520
@@ -471,11 +472,6 @@ def captioned(
 def number(v): return f'{v:.3f}' if isinstance(v, float) else str(v)
 
 # %% ../nbs/foundations/12_viewer.ipynb #160a656b
-def has_kernel()->bool:
-    "Do we run in a kernel that a notebook talks to?"
-    from IPython import get_ipython
-    return getattr(get_ipython(), 'kernel', None) is not None
-
 class Pictured:
     "A widget with a static picture, for where no widget can be shown"
     def _repr_mimebundle_(self, **kw):
@@ -506,18 +502,17 @@ class SlideViewer(Pictured, W.VBox):
 
 # %% ../nbs/foundations/12_viewer.ipynb #6841e5b2
 @patch
-def _seen(self:SlideViewer):
-    "The slide in the field of view, and the layers over it"
+def _read(self:SlideViewer):
+    "The slide in the field of view"
     if self._base[0]!=self.view:
         v = self.view
         self._base = v,self.slide.read_scaled(v.x, v.y, v.w, v.h, *v.scale)
-    return blend(self._base[1], self.layers, self.view)
+    return self._base[1]
 
 @patch
 def picture(self:SlideViewer)->np.ndarray: # uint8 (h,w,3)
     "What the viewer shows, with a legend below"
-    glassed = blend(self._seen(), [Layer('glass', lambda v: glass(self.slide, v, self.overview), 1.)], self.view)
-    return captioned(glassed, [(l.name, l.colour) for l in self.layers if l.on])
+    return captioned(slide_picture(self.slide, self.view, self.layers, self.overview, self._read()), [(l.name, l.colour) for l in self.layers if l.on])
 
 @patch
 def limits(self:SlideViewer)->tuple: # smallest and largest
@@ -534,7 +529,7 @@ def show(self:SlideViewer,
     def at(v): return dict(x=v.x, y=v.y, s=v.s)
     facts = dict(view=at(self.view), whole=at(self._all), ratio=self.view.ratio, limits=self.limits(), dims=self.slide.dims)
     facts['inset'] = inset_box(self.view, self.overview)
-    files = [encoded(self._seen()), encoded(glass(self.slide, self.view, self.overview), 'png')]
+    files = [encoded(blend(self._read(), self.layers, self.view)), encoded(glass(self.slide, self.view, self.overview), 'png')]
     self.screen.send(dict(kind='frame', force=force, answer=answer, **facts), files)
 
 @patch
@@ -707,14 +702,6 @@ def set(self:Panel,
     return self
 
 # %% ../nbs/foundations/12_viewer.ipynb #1dec0941
-def pixel_marks(
-    truth, # mask (H,W)
-    found, # mask (H,W)
-)->np.ndarray: # uint8 (H,W): 1 hit, 2 miss, 3 false alarm, 0 neither
-    "What every pixel is"
-    t,p = np.asarray(truth).astype(bool),np.asarray(found).astype(bool)
-    return np.where(t & p, 1, np.where(t, 2, 3*p)).astype(np.uint8)
-
 def object_marks(
     truth, # instance map (H,W)
     found, # instance map (H,W)
